@@ -121,7 +121,8 @@ def verify(
     "Read every file of `folder` and compare it with the seal; `Damaged` if one differs."
     folder = Path(folder)
     try: m = read_json(folder/'manifest.json')
-    except FileNotFoundError: raise Damaged(f'{folder}/manifest.json: missing, so the folder was never finished') from None
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise Damaged(f'{folder}/manifest.json: missing, so the folder was never finished') from None
     except ValueError as e: raise Damaged(str(e)) from None
     if not isinstance(m, dict) or m.get('seal') != fingerprint(about=m.get('about'), files=m.get('files')):
         raise Damaged(f'{folder}/manifest.json: altered')
@@ -188,7 +189,7 @@ def need_space(
     there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(there).free
     if free < n_bytes:
-        raise OSError(f'{folder} needs {n_bytes/1e9:,.1f} GB but {free/1e9:,.1f} GB are free; make room or set FSD_OUTPUTS to a folder on a larger disk')
+        raise OSError(f'{folder} needs {n_bytes/1e9:.3g} GB but {free/1e9:.3g} GB are free; make room or set FSD_OUTPUTS to a folder on a larger disk')
 
 # %% ../nbs/01_kept.ipynb #105d47e2
 def _number(path:Path)->int:
