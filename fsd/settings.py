@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['task_names', 'settings_file', 'read_settings', 'parse', 'setting', 'from_ini', 'Knobs', 'Settings', 'unknown',
-           'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
+           'check_values', 'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, importlib.util, math, types, typing
@@ -136,6 +136,10 @@ def _check(name:str, value, rule):
     for key,fails,words in (('low',lambda b: value<b,'at least'), ('high',lambda b: value>b,'at most'), ('above',lambda b: value<=b,'above')):
         if key in rule and fails(rule[key]): raise ValueError(f"{name}={value} must be {words} {rule[key]} ({rule['help']})")
 
+def check_values(s, cls:type=Knobs):
+    "Check the fields that `s` has from `cls` against their rules."
+    for f in fields(cls): _check(f.name, getattr(s, f.name), f.metadata)
+
 # %% ../nbs/00_settings.ipynb #31a46329
 def resolve(
     task:str,                      # GLUE task
@@ -157,8 +161,9 @@ def resolve(
     for name in given:
         if name not in kinds: raise unknown('setting in settings.ini', name, kinds)
     given = {k:parse(k, kinds[k].type, v) for k,v in given.items()}
-    for k,v in given.items(): _check(k, v, kinds[k].metadata)
-    return Settings(**given)
+    s = Settings(**given)
+    check_values(s, Settings)
+    return s
 
 # %% ../nbs/00_settings.ipynb #9dec8f6b
 def check_fit(
