@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['method_order', 'paper_rows', 'paper', 'paper_cka', 'beside_paper', 'restoration', 'cka_map', 'map_means',
-           'relation_difference']
+           'relation_difference', 'Collected', 'collect']
 
 # %% ../nbs/13_analysis.ipynb #0b00f442
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .cka import gram, _u_center
+from .models import depth, forward, layer_index
 from .settings import task_names, unknown
 
 # %% ../nbs/13_analysis.ipynb #8f8f9301
@@ -119,7 +121,8 @@ def cka_map(
     "CKA between the teacher's i-th and the model's j-th mini-batch, Figure 4; reads one mini-batch at a time."
     n,P = len(features_t),len(features_t)//batch_size
     if len(features_m)!=n: raise ValueError(f"features of {n} and of {len(features_m)} examples cannot be compared")
-    if mask is not None and features_t[:1].ndim!=3: raise ValueError("a mask needs features (n, L, D); flattened ones have no positions")
+    if mask is not None and (features_t[:1].ndim!=3 or tuple(mask.shape)!=(n,features_t[:1].shape[1])):
+        raise ValueError(f"mask {tuple(mask.shape)} does not fit features {(n,*features_t[:1].shape[1:])}; it needs (n, L) and (n, L, D)")
     if batch_size<4: raise ValueError(f"batch_size={batch_size} must be at least 4: below, debiased CKA does not exist")
     if P<2: raise ValueError(f"{n} examples make {P} mini-batches of {batch_size}; a map needs at least 2")
     def batch(features, i):
@@ -152,6 +155,7 @@ def relation_difference(
     if distance not in _relations: raise unknown('distance', distance, _relations)
     if h_s.ndim!=3 or h_s.shape[:2]!=h_t.shape[:2]:
         raise ValueError(f"features must be (N, L, D) with equal N and L, not {tuple(h_s.shape)} and {tuple(h_t.shape)}")
+    if mask is not None and mask.shape!=h_s.shape[:2]: raise ValueError(f"mask must be {tuple(h_s.shape[:2])}, not {tuple(mask.shape)}")
     m = torch.ones(h_s.shape[:2], device=h_s.device) if mask is None else mask
     def relations(h):
         h = h.detach().double()*m[...,None]
@@ -161,3 +165,54 @@ def relation_difference(
     if kind=='inter': return gap.mean().item()
     pairs = (m[:,:,None]*m[:,None,:]).double()
     return ((gap*pairs).sum((1,2))/pairs.sum((1,2))).mean().item()
+
+# %% ../nbs/13_analysis.ipynb #d0f45930
+@dataclass
+class Collected:
+    "What `collect` keeps of a model on an evaluation set, on the CPU."
+    logits:Tensor # (n, C), float32
+    labels:Tensor # (n,)
+    features:Tensor|None # (m, L, D) of the first m rows; None if none were asked for
+    mask:Tensor|None     # (m, L), True on real tokens
+    @property
+    def preds(self)->Tensor:
+        "Predicted classes, (n,); for a regression the predicted values."
+        return self.logits[:,0] if self.logits.shape[1]==1 else self.logits.argmax(1)
+
+def _join(parts:list[Tensor])->Tensor|None:
+    "Stack batches (N, L, ...), filling up to the longest L with zeros."
+    if not parts: return None
+    length = max(p.shape[1] for p in parts)
+    return torch.cat([torch.cat([p, p.new_zeros(len(p), length-p.shape[1], *p.shape[2:])], 1) for p in parts])
+
+# %% ../nbs/13_analysis.ipynb #56a8ae98
+@torch.no_grad()
+def collect(
+    model:torch.nn.Module,  # Teacher or student; run in eval mode and given back in the mode it came in
+    batches:Iterable[dict], # Batches of `fsd.glue.collate`, in order
+    layer:int=-2,           # Whose features, as in `layer_index`; the paper's are the penultimate
+    padding:str='paper',    # 'paper': as the model computes it; 'masked': 0 at padded positions
+    n_features:int=1024,    # Rows whose features are kept, 0 for none
+)->Collected:
+    "Logits of every row and features of the first `n_features`."
+    if padding not in ('paper','masked'): raise unknown('padding', padding, ('paper','masked'))
+    logits,labels,features,masks,kept,training = [],[],[],[],0,model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        for batch in batches:
+            more = kept<n_features
+            seen = forward(model, {k: v.to(device) for k,v in batch.items()}, frozenset({('hidden',layer)} if more else ()))
+            logits.append(seen.logits.float().cpu())
+            labels.append(batch['labels'])
+            if not more: continue
+            h,m = (x[:n_features-kept].cpu() for x in (seen.hidden[layer_index(depth(model), layer)].float(), seen.mask))
+            if padding=='masked': h = h*m[...,None]
+            elif features and h.shape[1]!=features[0].shape[1]:
+                raise ValueError(f"paper padding needs batches of one length, not {features[0].shape[1]} and {h.shape[1]}; give collate a length")
+            features.append(h)
+            masks.append(m)
+            kept += len(h)
+    finally: model.train(training)
+    if not logits: raise ValueError("no batches to collect from")
+    return Collected(torch.cat(logits), torch.cat(labels), _join(features), _join(masks))
