@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name', 'model_fingerprint',
-           'load_teacher', 'load_tokenizer', 'plain', 'blocks', 'depth', 'layer_index', 'check_length', 'lower_half',
-           'student_of', 'Features', 'attention', 'forward']
+           'weights_fingerprint', 'load_teacher', 'load_tokenizer', 'plain', 'blocks', 'depth', 'layer_index',
+           'check_length', 'lower_half', 'student_of', 'Features', 'attention', 'forward']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
-import copy, hashlib, importlib.util, inspect, os, re
+import copy, hashlib, importlib.util, inspect, json, os, re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -91,6 +91,15 @@ def model_fingerprint(model:str|Path)->str:
     path = Path(model) if Path(model).is_dir() else Path(from_hub(str(model)))
     files = [path/'config.json', *sorted(path.glob('*.safetensors'))]
     return hashlib.sha256(''.join(f'{f.name} {sha256(f)}\n' for f in files).encode()).hexdigest()[:16]
+
+# %% ../nbs/04_models.ipynb #1dec8e47
+def weights_fingerprint(model:PreTrainedModel)->str:
+    "16 hexadecimal digits of all that determines what the loaded `model` computes: its weights and configuration, not its label names or versions."
+    names = ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
+    config = {k:v for k,v in model.config.to_diff_dict().items() if k not in names}
+    h = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for k,v in model.state_dict().items(): h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()), h.update(v.cpu().contiguous().view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/04_models.ipynb #dd628505
 @contextmanager
@@ -247,7 +256,14 @@ def attention(
     scores = queries.float() @ keys.float().mT * queries.shape[-1]**-.5
     return scores.masked_fill(~mask[:,None,None], torch.finfo(scores.dtype).min).softmax(-1)
 
-# %% ../nbs/04_models.ipynb #f07c4c1f
+# %% ../nbs/04_models.ipynb #af788996
+def _check_graph(model:nn.Module):
+    "A `ValueError` if what hooks see inside a block has no gradient."
+    checkpoint = getattr(blocks(model)[0], '_gradient_checkpointing_func', None)
+    if plain(model).is_gradient_checkpointing and checkpoint.keywords.get('use_reentrant'):
+        raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
+
+# %% ../nbs/04_models.ipynb #9ad16ddb
 def forward(
     model:nn.Module,         # A classifier; in the mode (train or eval) it is to run in
     batch:Mapping[str,Tensor], # `input_ids` (N, L), `attention_mask`, `token_type_ids`; other columns are left alone
@@ -262,6 +278,7 @@ def forward(
         if k not in ('hidden', 'attentions', *_projections): raise ValueError(f"{k!r} is no feature; there are hidden, attentions, {', '.join(_projections)}")
         if k!='hidden' and l==0: raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
     raw = {w for w in wanted if w[0]!='attentions'} | {(k,l) for a,l in wanted if a=='attentions' for k in ('queries','keys')}
+    if raw: _check_graph(model)
     seen = {}
     hooks = [_watch(model, k, l, seen) for k,l in raw]
     try: logits = model(**{k:v for k,v in batch.items() if k in known and k in ('input_ids','attention_mask','token_type_ids')}).logits
