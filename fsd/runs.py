@@ -14,7 +14,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 import fsd
 from .kept import Damaged, atomic, fingerprint, outputs, plain, read_json, sha256, write_json
-from .settings import _elsewhere
+from .settings import beside
 
 # %% ../nbs/12_runs.ipynb #c460ebc5
 kinds = ('runs', 'demo', 'trials')
@@ -194,7 +194,7 @@ _columns = ['kind','task','method','model','seed','padding','source','split','me
 def _varying(records:list)->list:
     "Names of settings that differ between `records`, other than those with a column of their own."
     names = dict.fromkeys(k for o in records for k in o['settings'])
-    return [k for k in names if k not in {*_columns, *_elsewhere} and len({json.dumps(o['settings'].get(k)) for o in records})>1]
+    return [k for k in names if k not in {*_columns, *beside} and len({json.dumps(o['settings'].get(k)) for o in records})>1]
 
 def frame(
     root:Path|None=None, # As in `find`
