@@ -19,8 +19,8 @@ from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, outputs, read_json, verify, write_json
 from .memory import kmeans, released_memory
 from .methods import Objective, Pair, find_method, terms, weight
-from .models import depth, find_model, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, student_of
-from .settings import Knobs, beside, check_fit, overrides, resolve
+from .models import depth, find_model, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, quiet
+from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
 
 # %% ../nbs/15_experiment.ipynb #1731601e
@@ -103,11 +103,12 @@ def _train(self:Experiment, folder:Path, checkpoints:Path, model, method, epochs
     same = [f.name for f in fields(Knobs)] + ['weight_decay','adam_epsilon','max_grad_norm']
     args = DistillationConfig(output_dir=str(checkpoints), **{k:getattr(s,k) for k in same}, seed=seed, max_steps=s.max_steps or -1, num_train_epochs=epochs, learning_rate=lr, warmup_steps=s.warmup, lr_scheduler_type='linear',
         per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.eval_batch_size, gradient_accumulation_steps=s.accumulate,
-        bf16=s.precision=='bf16', eval_strategy='epoch', save_steps=s.checkpoint_every, logging_steps=s.log_every, report_to='none')
+        bf16=s.precision=='bf16', use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', eval_strategy='epoch', save_steps=s.checkpoint_every, logging_steps=s.log_every, report_to='none')
     trainer = DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer,
         eval_dataset={k:self.rows[k] for k in self.task.dev}, compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
-    trainer.train(resume_from_checkpoint=True)
-    model.save_pretrained(folder)
+    with quiet():
+        trainer.train(resume_from_checkpoint=True)
+        model.save_pretrained(folder)
     self.tokenizer.save_pretrained(folder)
     log = trainer.state.log_history
     write_json(folder/'training.json', dict(history=[l for l in log if 'loss' in l], epochs=self._epochs(log), seconds=time.time()-start,
@@ -210,7 +211,7 @@ def student_depth(self:Experiment)->int:
 def _about_memory(self:Experiment)->dict:
     "All that determines the memory."
     s = self.settings
-    return dict(teacher=self.teacher_folder.name, layer=self.penultimate, padding=s.padding, max_length=s.max_length, precision=s.precision,
+    return dict(teacher=self._about_teacher(), layer=self.penultimate, padding=s.padding, max_length=s.max_length, precision=s.precision,
                 size=s.memory_size, procedure=s.memory_procedure, seed=s.teacher_seed)
 
 @patch(as_prop=True)
@@ -240,7 +241,11 @@ def _keep(self:Experiment, needs:frozenset)->KeptTeacher:
 @patch(as_prop=True)
 def memory(self:Experiment)->torch.Tensor|None:
     "The teacher's centroids, (K, L, D); `None` where the method has no memory."
-    if not self.needs_memory: return None
+    if not hasattr(self, '_memory'): self._memory = self._find_memory() if self.needs_memory else None
+    return self._memory
+
+@patch
+def _find_memory(self:Experiment)->torch.Tensor:
     s = self.settings
     def build(folder):
         x = self._keep({('hidden', self.penultimate)}).flat(self.penultimate)
@@ -271,17 +276,21 @@ def new_student(self:Experiment):
 def _about(self:Experiment)->dict:
     "All that determines the student."
     s = self.settings
-    usual = {k:v for k,v in asdict(s).items() if k not in ('model','data','student_model') and (k=='seed' or k not in beside)}
-    return dict(settings=usual, terms={n:'schedule' if callable(f) else f for n,f in self.method.weights.items()},
-                teacher=self._about_teacher(), student=model_fingerprint(self.student_source))
+    names = {'task','seed','epochs','lr','student_layers','student_init', *_optimisation, *(k for n in self.weights for k in terms[n].knobs)}
+    return dict(data=self.data.fingerprint, student=model_fingerprint(self.student_source), settings={k:getattr(s,k) for k in sorted(names)},
+                terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()},
+                teacher=self._about_teacher() if self.needs_teacher or s.student_init=='teacher' else None,
+                memory=self._about_memory() if self.needs_memory else None)
 
 @patch(as_prop=True)
 def student_folder(self:Experiment)->Path:
     "The distilled student, an ordinary checkpoint of transformers; a training that was killed goes on from its last checkpoint."
-    s,about = self.settings,self._about()
-    checkpoints = outputs()/'checkpoints'/f'student-{fingerprint(**about)}'
-    def build(folder): self._train(folder, checkpoints, self.new_student(), self.method, s.epochs, s.lr, s.seed, self.features, self.memory)
-    return self._kept('students', build, f'{s.method}-s{s.seed}', **about)
+    if not hasattr(self, '_student'):
+        s,about = self.settings,self._about()
+        checkpoints = outputs()/'checkpoints'/f'student-{fingerprint(**about)}'
+        def build(folder): self._train(folder, checkpoints, self.new_student(), self.method, s.epochs, s.lr, s.seed, self.features, self.memory)
+        self._student = self._kept('students', build, f'{s.method}-s{s.seed}', **about)
+    return self._student
 
 @patch(as_prop=True)
 def student(self:Experiment):

@@ -38,6 +38,7 @@ class Term:
     source:str             # Equation and paper
     build:Callable         # `Pair` to the function `(s:Features, t:Features, labels) -> scalar`, or `None` where there is nothing to compare
     needs:Callable=lambda pair: (set(), set()) # `Pair` to what it needs of student and teacher besides logits
+    knobs:tuple[str,...]=()# Settings that it reads: two runs that differ in others are the same run
     teacher:bool=True      # Whether it looks at the teacher at all
     memory:bool=False      # Whether it needs `Pair.memory`
 
@@ -49,7 +50,7 @@ def _soft(pair):
     if pair.knobs.regression=='mse': return lambda s,t,labels: mse_logits(s.logits, t.logits)
 
 terms['ce'] = Term('cross entropy with the labels, FSD eq. 2', lambda pair: lambda s,t,labels: ce(s.logits, labels), teacher=False)
-terms['kd'] = Term('softened logits, FSD eq. 1 (Hinton et al. 2015)', _soft)
+terms['kd'] = Term('softened logits, FSD eq. 1 (Hinton et al. 2015)', _soft, knobs=('temperature','regression'))
 
 # %% ../nbs/08_methods.ipynb #9dc896c1
 def penultimate(pair:Pair)->tuple[set,set]:
@@ -71,9 +72,10 @@ class GlobalTerm(nn.Module):
     def forward(self, s, t, labels):
         return self.structure(s.hidden[self.pair.depth_s-1], t.hidden[self.pair.depth_t-1], self.pair.mask(s))
 
-terms['intra'] = Term('between the tokens of an example, FSD eq. 6', _structure(intra), penultimate)
-terms['local'] = Term('between the examples of a batch, FSD eq. 7', _structure(local), penultimate)
-terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, penultimate, memory=True)
+_similarity = ('padding','max_length','reduction','debiased')
+terms['intra'] = Term('between the tokens of an example, FSD eq. 6', _structure(intra), penultimate, _similarity)
+terms['local'] = Term('between the examples of a batch, FSD eq. 7', _structure(local), penultimate, _similarity)
+terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, penultimate, (*_similarity,'gamma_m'), memory=True)
 
 # %% ../nbs/08_methods.ipynb #3d048634
 @dataclass(frozen=True)

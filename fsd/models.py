@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'model_fingerprint', 'weights_fingerprint', 'load_teacher', 'load_tokenizer', 'plain', 'blocks', 'depth',
-           'layer_index', 'check_length', 'lower_half', 'student_of', 'Features', 'attention', 'forward']
+           'model_fingerprint', 'weights_fingerprint', 'quiet', 'load_teacher', 'load_tokenizer', 'plain', 'blocks',
+           'depth', 'layer_index', 'check_length', 'lower_half', 'student_of', 'Features', 'attention', 'forward']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, re
@@ -114,8 +114,8 @@ def weights_fingerprint(model:PreTrainedModel)->str:
 
 # %% ../nbs/04_models.ipynb #dd628505
 @contextmanager
-def _quiet():
-    "No progress bars and no report on fresh heads while loading."
+def quiet():
+    "No progress bars and no report on fresh heads while loading and saving."
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error(); logging.disable_progress_bar()
     try: yield
@@ -147,7 +147,7 @@ def load_teacher(
     model = _folder(model)
     config = AutoConfig.from_pretrained(model)
     if any('SequenceClassification' in a for a in config.architectures or []): check_labels(config, task)
-    with _quiet(), _seeded(seed):
+    with quiet(), _seeded(seed):
         m,info = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **_head(task))
     if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
         raise ValueError(f'{model} lacks {len(lost)} weights of a {config.model_type} encoder, the first {lost[0]}; is it a whole model?')
