@@ -22,6 +22,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'fsd.cka._blocks': ('cka.html#_blocks', 'fsd/cka.py'),
                          'fsd.cka._dtype': ('cka.html#_dtype', 'fsd/cka.py'),
                          'fsd.cka._gram': ('cka.html#_gram', 'fsd/cka.py'),
+                         'fsd.cka._ratio': ('cka.html#_ratio', 'fsd/cka.py'),
+                         'fsd.cka._structure': ('cka.html#_structure', 'fsd/cka.py'),
                          'fsd.cka._u_center': ('cka.html#_u_center', 'fsd/cka.py'),
                          'fsd.cka.center': ('cka.html#center', 'fsd/cka.py'),
                          'fsd.cka.gram': ('cka.html#gram', 'fsd/cka.py'),
