@@ -98,9 +98,10 @@ def _folder(model:str|Path)->Path:
     return check_folder(model if Path(model).is_dir() else from_hub(str(model)))
 
 def model_fingerprint(model:str|Path)->str:
-    "16 hexadecimal digits of the configuration and weight files of the folder (or cached hub id) `model`."
+    "16 hexadecimal digits of the configuration, weight and vocabulary files of the folder (or cached hub id) `model`."
     path = _folder(model)
-    files = [path/'config.json', *sorted(path.glob('*.safetensors'))]
+    words = [path/n for n in ('tokenizer.json', 'vocab.txt') if (path/n).exists()]
+    files = [path/'config.json', *sorted(path.glob('*.safetensors')), *words[:1]]
     return hashlib.sha256(''.join(f'{f.name} {sha256(f)}\n' for f in files).encode()).hexdigest()[:16]
 
 # %% ../nbs/04_models.ipynb #1dec8e47
