@@ -6,7 +6,7 @@
 __all__ = ['center', 'gram', 'hsic', 'linear_cka', 'minibatch_cka']
 
 # %% ../nbs/05_cka.ipynb #076e6f7b
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,36 +19,43 @@ def center(
     "`x` minus its mean over the samples"
     return x - x.mean(-2, keepdim=True)
 
-# %% ../nbs/05_cka.ipynb #0d68b7f8
+# %% ../nbs/05_cka.ipynb #f29188e5
 def _dtype(*xs: Tensor) -> torch.dtype:
-    "float64 if any of `xs` is, else float32: half precision is too coarse for Gram matrices"
+    "float64 if one of `xs` is, else float32"
     return torch.float64 if torch.float64 in {x.dtype for x in xs} else torch.float32
 
-# %% ../nbs/05_cka.ipynb #93092cfc
-def _blocks(x: Tensor, size: int = 1 << 18):
-    "Slices of examples and of columns that cut `x` (b, n, d) into blocks of about `size` numbers, few enough to stay in cache"
+# %% ../nbs/05_cka.ipynb #87d60127
+def _blocks(
+    x: Tensor, # (b, n, d)
+    dtype: torch.dtype, # Of the buffer
+    size: int = 1 << 18, # Numbers in a block; all of `x` if it is not on the CPU
+) -> Iterator[tuple[tuple, Tensor]]: # Where the block lies in `x`, buffer of its shape
+    "Cut `x` into blocks of some examples and some columns that fit the cache, with one buffer for them all"
     b, n, d = x.shape
     if x.device.type != 'cpu': size = x.numel()
-    cols = min(d, max(1, size // n))
-    rows = max(1, size // (n * cols))
-    return [(slice(i, i + rows), slice(j, j + cols)) for i in range(0, b, rows) for j in range(0, d, cols)]
+    cols = max(1, min(d, size // max(1, n)))
+    rows = max(1, min(b, size // max(1, n * cols)))
+    buffer = x.new_empty(rows, n, cols, dtype=dtype)
+    for i in range(0, b, rows):
+        for j in range(0, d, cols):
+            yield (slice(i, i + rows), slice(None), slice(j, j + cols)), buffer[:b - i, :, :d - j]
 
-# %% ../nbs/05_cka.ipynb #f29188e5
+# %% ../nbs/05_cka.ipynb #ee86adb4
 class _Gram(torch.autograd.Function):
-    "Centred Gram matrix of `x` (b, n, d), samples weighted by `w` (b, n)"
+    "Gram matrix of `x` (b, n, d) around its mean under the weights `w` (b, n)"
     @staticmethod
-    def forward(ctx, x, w, dtype):
+    def forward(ctx, x, w):
         b, n, d = x.shape
-        k = x.new_zeros(b, n, n, dtype=dtype)
-        mean = x.new_zeros(b, 1, d, dtype=dtype)
-        for i, j in _blocks(x):
-            part = x[i, :, j]
-            mean[i, :, j] = part.mean(-2, True, dtype=dtype) if w is None else w[i, None] @ part.to(dtype)
-            part = part - mean[i, :, j]
-            if w is not None: part *= w[i, :, None].sqrt()
-            k[i].baddbmm_(part, part.mT)
-        noise = (n * torch.finfo(x.dtype).eps)**2 * mean.square().sum((1, 2)) * (n if w is None else 1)
-        k *= ~(k.diagonal(0, 1, 2).sum(-1) <= noise)[:, None, None]
+        m = n // 2
+        k, mean = w.new_zeros(b, n, n), w.new_empty(b, 1, d)
+        for at, part in _blocks(x, w.dtype):
+            torch.bmm(w[at[0], None], x[at].to(w.dtype), out=mean[at])
+            torch.sub(x[at], mean[at], out=part)
+            k[at[0], :, :m].baddbmm_(part, part[:, :m].mT)
+            k[at[0], m:, m:].baddbmm_(part[:, m:], part[:, m:].mT)
+        k[:, :m, m:] = k[:, m:, :m].mT
+        spread, level = (w * k.diagonal(0, 1, 2)).sum(1), mean.square().sum((1, 2))
+        k *= ~(spread <= (n * torch.finfo(w.dtype).eps)**2 * level)[:, None, None]
         ctx.save_for_backward(x, w, mean)
         return k
 
@@ -56,89 +63,95 @@ class _Gram(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dk):
         x, w, mean = ctx.saved_tensors
-        dk = dk + dk.mT
-        if w is None: dk -= dk.mean(-2, keepdim=True)
-        else:
-            r = w.sqrt()[..., None]
-            dk = r * dk - w[..., None] * (r.mT @ dk)
+        s = dk + dk.mT
+        s -= w[..., None] * s.sum(-2, keepdim=True)
         dx = torch.empty_like(x)
-        for i, j in _blocks(x):
-            part = x[i, :, j] - mean[i, :, j]
-            if w is not None: part *= w[i, :, None].sqrt()
-            dx[i, :, j] = dk[i] @ part
-        return dx, None, None
+        with torch.autocast(x.device.type, enabled=False):
+            for at, part in _blocks(x, w.dtype):
+                torch.sub(x[at], mean[at], out=part)
+                if x.dtype == w.dtype: torch.bmm(s[at[0]], part, out=dx[at])
+                else: dx[at] = s[at[0]] @ part
+        return dx, None
 
-# %% ../nbs/05_cka.ipynb #ca43d1f9
+# %% ../nbs/05_cka.ipynb #e5a45b87
 def gram(
     x: Tensor, # Features, (..., n, d)
-    weight: Tensor | None = None, # Weights of the samples that sum to 1, (..., n); equal if None
-) -> Tensor: # (..., n, n); float64 for float64 features, else float32
-    """Centred Gram matrix $HXX^\\top H$, with row and column $i$ times $\\sqrt{w_i}$ if weighted
-
-    Features that differ by less than rounding count as constant and give exactly 0."""
+    weight: Tensor | None = None, # Weights of the samples in the mean, summing to 1, (..., n); equal if None
+) -> Tensor: # (..., n, n); float64 if `x` is, else float32
+    "Centred Gram matrix $HXX^\\top H$, without forming $H$; exactly 0 for features that differ by no more than rounding"
     return _gram(x, weight, _dtype(x))
 
 def _gram(x, weight, dtype):
-    n, d = x.shape[-2:]
+    *batch, n, d = x.shape
+    if weight is None: weight = torch.ones(*batch, n, dtype=dtype, device=x.device) / n
     with torch.autocast(x.device.type, enabled=False):
-        w = None if weight is None else weight.to(dtype).reshape(-1, n)
-        return _Gram.apply(x.reshape(-1, n, d), w, dtype).view(*x.shape[:-1], n)
-
-# %% ../nbs/05_cka.ipynb #00916448
-def _u_center(k, keep=None):
-    "Zero the diagonal of `k`, then the sums of its rows, leaving the rows that are not in `keep` at 0"
-    n = k.shape[-1] if keep is None else keep.sum(-1)[..., None, None]
-    n = torch.as_tensor(n, dtype=k.dtype, device=k.device).clamp(min=3)
-    on = ~torch.eye(k.shape[-1], dtype=torch.bool, device=k.device)
-    if keep is not None: on = on & keep[..., None] & keep[..., None, :]
-    k = k * on
-    rows = k.sum(-1, keepdim=True)
-    return (k - (rows + rows.mT) / (n - 2) + rows.sum(-2, keepdim=True) / ((n - 1) * (n - 2))) * on
+        return _Gram.apply(x.reshape(-1, n, d), weight.to(dtype).reshape(-1, n)).view(*batch, n, n)
 
 # %% ../nbs/05_cka.ipynb #6be1ecc2
+def _u_center(
+    k: Tensor, # Gram matrix, (..., n, n), centred or not
+    keep: Tensor | None = None, # Samples that count, boolean, (..., n); all if None
+) -> Tensor: # Same shape; 0 if fewer than 4 samples count
+    "`k` with its diagonal and then the sum of each row taken to 0"
+    keep = torch.ones_like(k[..., 0], dtype=torch.bool) if keep is None else keep
+    n = keep.sum(-1)[..., None, None]
+    on = keep[..., None] & keep[..., None, :] & ~torch.eye(k.shape[-1], dtype=torch.bool, device=k.device) & (n > 3)
+    k, n = k * on, n.clamp(min=4)
+    rows = k.sum(-1, keepdim=True) / (n - 2)
+    return (k - rows - rows.mT + rows.sum(-2, keepdim=True) / (n - 1)) * on
+
+# %% ../nbs/05_cka.ipynb #ed946ff1
 def hsic(
     k: Tensor, # Gram matrix, (..., n, n), centred or not
     l: Tensor, # Gram matrix, (..., n, n), centred or not
-    debiased: bool = False, # Unbiased estimate (Song et al. 2012) in place of equation 5
+    debiased: bool = False, # The unbiased estimate of Song et al. (2012) instead of equation 5
 ) -> Tensor: # (...)
-    "Hilbert-Schmidt independence criterion $tr(KHLH)/(n-1)^2$; 0 if there are too few samples (2, or 4 if `debiased`)"
+    "Hilbert-Schmidt independence criterion $tr(KHLH)/(n-1)^2$; 0 where samples are too few, below 2, or below 4 if `debiased`"
     n = k.shape[-1]
-    if debiased: return (_u_center(k) * l).sum((-2, -1)) * (n > 3) / max(1, n * (n - 3))
+    if debiased: return (_u_center(k) * _u_center(l)).sum((-2, -1)) / max(1, n * (n - 3))
     k = k - k.mean(-1, keepdim=True)
     return ((k - k.mean(-2, keepdim=True)) * l).sum((-2, -1)) / max(1, n - 1)**2
 
 # %% ../nbs/05_cka.ipynb #0293e19d
+def _ratio(kl: Tensor, kk: Tensor, ll: Tensor) -> Tensor:
+    "`kl` / √(`kk` `ll`), and 0 with zero gradient where `kk` or `ll` is 0"
+    none = (kk == 0) | (ll == 0)
+    return kl / kk.masked_fill(none, 1).sqrt() / ll.masked_fill(none, 1).sqrt() * ~none
+
+# %% ../nbs/05_cka.ipynb #de105e0d
+def _structure(x, mask, debiased, dtype):
+    "The matrix whose cosine with another is CKA: centred Gram matrix of `x`, its samples weighted by `mask`"
+    if mask is None: k = _gram(x, None, dtype)
+    else:
+        w = mask.to(dtype)
+        w = w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+        k = _gram(x, w, dtype)
+    if debiased: return _u_center(k, None if mask is None else mask.bool())
+    return k if mask is None else k * (w[..., None] * w[..., None, :]).sqrt()
+
+# %% ../nbs/05_cka.ipynb #91611838
 def linear_cka(
     x: Tensor, # Features, (..., n, d1)
     y: Tensor, # Features of the same samples, (..., n, d2)
-    mask: Tensor | None = None, # Weights of the samples, (..., n), such as an attention mask; 0 or 1 if `debiased`
+    mask: Tensor | None = None, # Weights of the samples, such as an attention mask, (..., n); 0 or 1 if `debiased`
     debiased: bool = False, # Debiased estimate: needs 4 samples, may be negative
-) -> Tensor: # (...), float64 if `x` or `y` is, else float32
-    "Centered kernel alignment with a linear kernel (equation 4; Kornblith et al. 2019); 0 with zero gradient where constant features or too few samples leave it undefined"
+) -> Tensor: # (...); float64 if `x` or `y` is, else float32
+    "Centered kernel alignment, linear kernel (equation 4; Kornblith et al. 2019); 0 with zero gradient where it is undefined: constant features, too few samples"
     if x.ndim < 2 or x.shape[:-1] != y.shape[:-1]:
         raise ValueError(f"x and y must hold the same samples, (..., n, d1) and (..., n, d2), not {tuple(x.shape)} and {tuple(y.shape)}")
     if mask is not None and mask.shape != x.shape[:-1]:
-        raise ValueError(f"mask must have shape {tuple(x.shape[:-1])}, one weight per sample, not {tuple(mask.shape)}")
-    dtype = _dtype(x, y)
-    w = None if mask is None else mask / mask.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
-    k, l = _gram(x, w, dtype), _gram(y, w, dtype)
-    n = x.shape[-2] if mask is None else mask.sum(-1)
-    if debiased:
-        if mask is not None and not ((mask == 0) | (mask == 1)).all(): raise ValueError("mask must be 0 or 1 for debiased CKA")
-        keep = None if mask is None else mask.bool()
-        k, l = (_u_center(o, keep) * torch.as_tensor(n > 3)[..., None, None] for o in (k, l))
-    kk, ll, kl = (k * k).sum((-2, -1)), (l * l).sum((-2, -1)), (k * l).sum((-2, -1))
-    none = (kk == 0) | (ll == 0)
-    return kl * ~none / (kk.masked_fill(none, 1).sqrt() * ll.masked_fill(none, 1).sqrt())
+        raise ValueError(f"mask must have one weight a sample, {tuple(x.shape[:-1])}, not {tuple(mask.shape)}")
+    if debiased and mask is not None and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"mask must be 0 or 1 if debiased, not {mask[(mask != 0) & (mask != 1)][0].item()}")
+    k, l = (_structure(o, mask, debiased, _dtype(x, y)) for o in (x, y))
+    return _ratio(*((a * b).sum((-2, -1)) for a, b in ((k, l), (k, k), (l, l))))
 
-# %% ../nbs/05_cka.ipynb #de105e0d
+# %% ../nbs/05_cka.ipynb #944c2715
 def minibatch_cka(
-    pairs: Iterable[tuple[Tensor, Tensor]], # Features (n, d1) and (n, d2) of one mini-batch after the other
+    pairs: Iterable[tuple[Tensor, Tensor]], # Features (n, d1) and (n, d2) of one mini-batch after another
 ) -> Tensor: # Scalar
-    "CKA of a whole data set from its mini-batches: debiased HSIC is summed over them before the ratio (Nguyen et al. 2021)"
-    sums = 0
-    for x, y in pairs:
-        k, l = gram(x), gram(y)
-        sums = sums + torch.stack([hsic(k, l, True), hsic(k, k, True), hsic(l, l, True)])
-    kl, kk, ll = sums
-    return kl / (kk.sqrt() * ll.sqrt())
+    "CKA of a data set from its mini-batches, debiased HSIC summed over them before the ratio (Nguyen et al. 2021); batches of fewer than 4 add nothing"
+    grams = ((gram(x), gram(y)) for x, y in pairs)
+    sums = [torch.stack([hsic(*o, debiased=True) for o in ((k, l), (k, k), (l, l))]) for k, l in grams]
+    if not sums: raise ValueError("minibatch_cka needs at least one pair of features, and pairs is empty")
+    return _ratio(*torch.stack(sums).sum(0))
