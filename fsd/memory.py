@@ -8,14 +8,16 @@ __all__ = ['Clusters', 'kmeans', 'assign', 'released_memory', 'GlobalStructure']
 # %% ../nbs/07_memory.ipynb #d8f00885
 import math, warnings
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np, torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from torch import nn, Tensor
+from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
-from .cka import gram, hsic
+from .cka import hsic
 from .losses import similarity_loss
 
 # %% ../nbs/07_memory.ipynb #45dcc7c3
@@ -33,41 +35,48 @@ class Clusters:
         return self.assignment.bincount(minlength=len(self.centroids))
 
 # %% ../nbs/07_memory.ipynb #f7c45f17
-def _read(x, start, stop, device):
-    "Rows of `x` as float32 of our own"
-    rows = x[start:stop]
-    if isinstance(rows, Tensor): return rows.detach().to(device, torch.float32, copy=True)
-    return torch.from_numpy(np.array(rows, np.float32)).to(device)
+def _tensor(rows):
+    "`rows` of an array or tensor as a tensor that shares their memory"
+    if isinstance(rows, Tensor): return rows.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # a file mapped read-only: we only read
+        return torch.from_numpy(np.asarray(rows))
 
-def _blocks(x, rows, shift, device, desc, start=0):
-    "Blocks of `rows` rows of `x` less `shift`, each with its slice"
-    with tqdm(total=len(x)-start, desc=desc, unit='row', delay=2, leave=False) as bar:
-        for i in range(start, len(x), rows):
-            block = _read(x, i, min(i+rows, len(x)), device).sub_(shift)
-            if not block.isfinite().all(): raise ValueError(f"features of rows {i} to {i+len(block)-1} are not finite")
-            yield slice(i, i+len(block)), block
-            bar.update(len(block))
+def _blocks(x, rows, shift, desc=None, start=0):
+    "Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies; each with its slice, each overwriting the last"
+    n,p = x.shape
+    buffer = shift.new_empty(min(rows, n-start), p)
+    with tqdm(total=n-start, desc=desc, unit='row', delay=2, leave=False, disable=desc is None) as bar:
+        for i in range(start, n, rows):
+            j = min(i+rows, n)
+            block = buffer[:j-i].copy_(_tensor(x[i:j])).sub_(shift)
+            if not block.sum(1).isfinite().all(): raise ValueError(f"features of rows {i} to {j-1} are not finite")
+            yield slice(i, j), block
+            bar.update(j-i)
 
 def _rows(x, budget, fixed=0):
-    "How many rows of `x` fit twice into `budget` bytes beside `fixed`"
-    row = 4*x.shape[1]
-    if budget < fixed+2*row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, {fixed+2*row:.3g} are needed")
-    return int((budget-fixed) // (2*row))
+    "How many rows of `x` fit into `budget` bytes beside `fixed`, once as they come and once in float32"
+    row = 8*x.shape[1]
+    if budget < fixed+row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
+    return int((budget-fixed) // row)
+
+def _middle(x, rows, device):
+    "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share"
+    return _tensor(x[:rows]).to(device).mean(0, dtype=torch.float32)
 
 # %% ../nbs/07_memory.ipynb #26d6a045
 def _gram(x, budget, device):
     "Gram matrix of the rows of `x` around their mean, (n, n)"
     n,hold,rows = len(x), _rows(x, budget/2), _rows(x, budget/4)
-    shift = _read(x, 0, rows, device).mean(0)
-    g = torch.empty(n, n, device=device)
-    for i,a in _blocks(x, hold, shift, device, 'Gram matrix'):
-        for s in range(0, len(a), 256):
-            r = slice(i.start+s, min(i.start+s+256, i.stop))
-            g[r,r.start:i.stop] = a[s:s+256] @ a[s:].mT
-            g[r.start:i.stop,r] = g[r,r.start:i.stop].mT
-        for j,b in _blocks(x, rows, shift, device, 'Gram matrix', i.stop):
-            g[i,j] = a @ b.mT
-            g[j,i] = g[i,j].mT
+    shift,g = _middle(x, rows, device), torch.empty(n, n, device=device)
+    with tqdm(total=n*n, desc='Gram matrix', unit='pair', delay=2, leave=False) as bar:
+        for i,a in _blocks(x, hold, shift):
+            parts = ((slice(i.start+s, i.stop), a[s:], slice(i.start+s, min(i.start+s+256, i.stop)), a[s:s+256]) for s in range(0, len(a), 256))
+            rest = ((j, b, i, a) for j,b in _blocks(x, rows, shift, start=i.stop))
+            for j,b,i_,a_ in chain(parts, rest):
+                part = a_ @ b.mT
+                g[i_,j],g[j,i_] = part,part.mT
+                bar.update(2*part.numel())
     mean = g.mean(0)
     return g.sub_(mean).sub_(mean[:,None]).add_(mean.mean())
 
@@ -103,71 +112,74 @@ def _fill(assignment, dist, k):
 def _lloyd(g, k, rng):
     "Assignment and inertia of k-means on the rows behind Gram matrix `g`, run until nothing improves"
     sq,pick = g.diagonal(), _seeds(g, k, rng)
-    score = sq[pick] - 2*g[:,pick]
-    best = math.inf
+    score = sq[pick,None] - 2*g[pick]
+    best,sums,a = math.inf,None,None
     while True:
-        near = score.min(1)
-        a = _fill(near.indices, near.values+sq, k)
-        member = F.one_hot(a, k).to(g)
-        n = member.sum(0)
-        dot = g @ (member/n)
-        means = (dot*member).sum(0)/n
-        inertia = float(sq.double().sum() - (n*means).double().sum())
-        if inertia >= best*(1-1e-7): return (kept, best) if inertia > best else (a, inertia)
-        kept,best = a,inertia
-        score = means - 2*dot
+        near = score.min(0)
+        new = _fill(near.indices, near.values+sq, k)
+        if sums is None: sums = torch.zeros_like(score).index_add_(0, new, g)
+        else:
+            moved = (new != a).nonzero().flatten()
+            sums.index_add_(0, new[moved], g[moved]).index_add_(0, a[moved], g[moved], alpha=-1)
+        n = new.bincount(minlength=k)
+        own = sums.gather(0, new[None])[0]
+        means = torch.zeros_like(sums[:,0]).index_add_(0, new, own) / n**2
+        inertia = float(sq.double().sum() - (n*means.double()).sum())
+        if inertia >= best*(1-1e-7): return a, best
+        a,best = new,inertia
+        score = means[:,None] - sums*(2/n)[:,None]
 
 # %% ../nbs/07_memory.ipynb #48a3d064
-def _project(x, budget, shift, rng, device):
-    "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 1024, and the sum of squares"
+def _project(x, budget, shift, rng):
+    "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 512, and the sum of squares"
     n,p = x.shape
-    d = min(p, 1024, int(budget/2//(4*p)), int(budget/4//(4*n)))
+    d = min(p, 512, int(budget/2//(4*p)), int(budget/4//(4*n)))
     if d < min(p, 16): raise ValueError(f"a budget of {budget:.3g} bytes is too small for {n} examples of {p} features, {4*16*max(2*p, 4*n):.3g} are needed")
-    r = None if d==p else torch.randn(p, d, generator=rng).to(device) / d**.5
+    r = None if d==p else torch.randn(p, d, generator=rng).div_(d**.5).to(shift.device)
     y,total = torch.empty(n, d), 0.
-    for i,b in _blocks(x, _rows(x, budget, 4*d*(n+p)), shift, device, 'projection'):
+    for i,b in _blocks(x, _rows(x, budget, 4*d*(n+p)), shift, 'projection'):
         y[i] = (b if r is None else b@r).cpu()
-        total += float(b.square().sum(dtype=torch.float64))
+        total += float(torch.linalg.vector_norm(b, dim=1).double().square().sum())
     return y, total
 
 # %% ../nbs/07_memory.ipynb #6a03e31f
 def _nearest(b, centroids):
     "Nearest of `centroids` to each row of `b`, and the squared distance"
     near = (centroids.square().sum(1) - 2*b@centroids.mT).min(1)
-    return near.indices, (near.values + b.square().sum(1)).clamp_(min=0)
+    return near.indices, (near.values + torch.linalg.vector_norm(b, dim=1)**2).clamp_(min=0)
 
 # %% ../nbs/07_memory.ipynb #3506a815
-def _means(x, assignment, k, budget, shift, device, centroids=None, desc='means'):
+def _means(x, assignment, k, budget, shift, centroids=None, desc='means'):
     "Means of the clusters less `shift`; with `centroids`, examples first move to the nearest of them"
     n,p = x.shape
-    a,dist,sums = assignment.clone(), torch.zeros(n), torch.zeros(k, p, device=device)
-    for i,b in _blocks(x, _rows(x, budget, sums.nbytes), shift, device, desc):
+    a,dist,sums = assignment.clone(), torch.zeros(n), shift.new_zeros(k, p)
+    for i,b in _blocks(x, _rows(x, budget, sums.nbytes), shift, desc):
         if centroids is not None: a[i],dist[i] = (o.cpu() for o in _nearest(b, centroids))
-        sums.index_add_(0, a[i].to(device), b)
+        sums.index_add_(0, a[i].to(b.device), b)
     before = a.clone()
     for i in (_fill(a, dist, k) != before).nonzero().flatten().tolist():
-        row = _read(x, i, i+1, device)[0] - shift
+        row = _tensor(x[i:i+1]).to(sums)[0] - shift
         sums[before[i]] -= row
         sums[a[i]] += row
-    return a, sums.div_(a.bincount(minlength=k)[:,None].to(device))
+    return a, sums.div_(a.bincount(minlength=k)[:,None].to(sums))
 
 # %% ../nbs/07_memory.ipynb #d3155564
 def _stream(x, k, rng, restarts, tol, budget, device):
     "k-means on a projection of `x`, made exact by passes over `x`"
-    shift = _read(x, 0, _rows(x, budget/2), device).mean(0)
-    y,total = _project(x, budget, shift, rng, device)
+    shift = _middle(x, _rows(x, budget/2), device)
+    y,total = _project(x, budget, shift, rng)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         fits = (KMeans(k, n_init=1, random_state=int(torch.randint(2**31, (), generator=rng))).fit(y.numpy())
                 for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False))
         a = torch.from_numpy(min(fits, key=lambda o: o.inertia_).labels_).long()
     a = _fill(a, torch.zeros(len(a)), k)
-    inertia = lambda a, c: total - float((a.bincount(minlength=k).to(device)*c.square().sum(1).double()).sum())
-    a,c = _means(x, a, k, budget, shift, device)
+    inertia = lambda a, c: total - float((a.bincount(minlength=k).to(c)*c.square().sum(1).double()).sum())
+    a,c = _means(x, a, k, budget, shift)
     best,passes = inertia(a, c), 0
     while True:
         passes += 1
-        new,means = _means(x, a, k, budget, shift, device, c, f'pass {passes}')
+        new,means = _means(x, a, k, budget, shift, c, f'pass {passes}')
         now = inertia(new, means)
         gain = (best-now)/max(best, 1e-30)
         if gain > 0: a,c,best = new,means,now
@@ -197,8 +209,8 @@ def kmeans(
     a,inertia = min((_lloyd(g, k, rng) for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False)), key=lambda o: o[1])
     del g
     a = a.cpu()
-    shift = _read(x, 0, 1, device)[0]
-    c = _means(x, a, k, budget, shift, device)[1] + shift
+    shift = _middle(x, 1, device)
+    c = _means(x, a, k, budget, shift)[1] + shift
     return Clusters(c.cpu(), a, max(inertia, 0.), f"k-means on the Gram matrix, best of {restarts}")
 
 # %% ../nbs/07_memory.ipynb #b18ad2d7
@@ -212,7 +224,7 @@ def assign(
     "Nearest of `centroids` to each example"
     shift = centroids.float().mean(0).to(device)
     c = centroids.to(device, torch.float32) - shift
-    parts = [_nearest(b, c) for _,b in _blocks(x, _rows(x, budget), shift, device, 'nearest centroid')]
+    parts = [_nearest(b, c) for _,b in _blocks(x, _rows(x, budget), shift, 'nearest centroid')]
     return torch.cat([i for i,_ in parts]).cpu(), float(sum(d.double().sum() for _,d in parts))
 
 # %% ../nbs/07_memory.ipynb #fbeabf2f
@@ -230,7 +242,7 @@ def released_memory(
     n,p = x.shape
     if passes < 3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
     steps = math.ceil(n/batch_size)
-    last = _read(x, (steps-1)*batch_size, n, 'cpu')
+    last = _tensor(x[(steps-1)*batch_size:n]).float().cpu()
     rng = torch.Generator().manual_seed(seed)
     noise = last.mean()/steps + (last.var(1).mean()/steps).sqrt() * torch.randn(k, p, generator=rng)
     memory = torch.zeros(k, p)
@@ -240,26 +252,69 @@ def released_memory(
             for i in tqdm(range(n), desc='released procedure', delay=2, leave=False):
                 if i%batch_size==0: seen = [0]*k
                 c = int(a[i])
-                memory[c].mul_(seen[c]+1).add_(_read(x, i, i+1, 'cpu')[0]).div_(seen[c]+2)
+                memory[c].mul_(seen[c]+1).add_(_tensor(x[i:i+1])[0]).div_(seen[c]+2)
                 seen[c] += 1
     return Clusters(memory, a, assign(x, memory)[1], f"released procedure, {passes} passes")
 
 # %% ../nbs/07_memory.ipynb #015bb1f6
-def _relations(hh, hm, mm):
-    """Euclid distances and one minus cosines, (N, K), of examples and centroids
+def _columns(x, size=4096):
+    "Slices of columns"
+    return [slice(i, i+size) for i in range(0, x.shape[1], size)]
 
-    From inner products around any one point: of the examples with themselves `hh` (N,), of examples with centroids and origin `hm` (N, K+1),
-    of centroids and origin `mm` (K+1, K+1)."""
-    m,tiny = mm.diagonal(), 1e-5 if mm.dtype==torch.float32 else 1e-12
+def _dot(a, b):
+    "Inner products of rows, blocks of columns summed in float64"
+    wide = torch.float32 if a.device.type=='mps' else torch.float64
+    return sum((a[:,j]@b[:,j].mT).to(wide) for j in _columns(a))
+
+def _around(m, j=slice(None)):
+    "Rows of `m`, and the origin, less the mean of `m`"
+    m = m[:,j]
+    return torch.cat([m, torch.zeros_like(m[:1])]).sub_(m.mean(0))
+
+class _Products(torch.autograd.Function):
+    """Inner products around the mean of centroids `m` (K, P): of examples `h` (N, P) with themselves (N,), of examples with centroids
+    and origin (N, K+1), of centroids and origin (K+1, K+1)
+
+    The mean counts as constant: gradients are right for what does not change when everything is shifted."""
+    @staticmethod
+    def forward(ctx, h, m):
+        ctx.save_for_backward(h, m)
+        hh = hm = mm = 0
+        for j in _columns(m):
+            b = _around(m, j)
+            a = h[:,j] + b[-1]
+            hh,hm,mm = hh + a.square().sum(1).double(), hm + _dot(a, b), mm + _dot(b, b)
+        return hh.to(hm), hm, mm
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dhh, dhm, dmm):
+        h,m = ctx.saved_tensors
+        dhh,dhm,dmm = 2*dhh[:,None].to(h), dhm.to(h), (dmm+dmm.mT)[:-1].to(h)
+        dh,dm = torch.empty_like(h), torch.empty_like(m)
+        for j in _columns(m):
+            b = _around(m, j)
+            a = h[:,j] + b[-1]
+            dh[:,j] = torch.addmm(dhh*a, dhm, b)
+            dm[:,j] = torch.addmm(dmm@b, dhm[:,:-1].mT, a)
+        return dh, dm
+
+# %% ../nbs/07_memory.ipynb #dcdbdb01
+def _noise(x):
+    "Differences below this share of the whole are rounding"
+    return 16*torch.finfo(x.dtype).eps
+
+def _relations(hh, hm, mm, noise):
+    "Euclid distances and one minus cosines, (N, K), of examples and centroids from their `_Products` with relative error `noise`"
+    m = mm.diagonal()
     sq = hh[:,None] + m - 2*hm
-    sq_h,sq_m = sq[:,-1:], m + m[-1] - 2*mm[-1]
-    zero = (sq_h <= tiny*(hh+m[-1])[:,None]) | (sq_m <= tiny*(m+m[-1]))[:-1]
-    a,b = (o.clamp(min=1e-30).sqrt() for o in (sq_h, sq_m[:-1]))
-    sq = sq[:,:-1]
+    sq,sq_h,sq_m = sq[:,:-1], sq[:,-1:], (m + m[-1] - 2*mm[-1])[:-1]
+    zero = (sq_h <= noise*(hh[:,None]+m[-1])) | (sq_m <= noise*(m[:-1]+m[-1]))
+    a,b = (o.clamp(min=1e-30).sqrt() for o in (sq_h, sq_m))
     angle = (sq - (a-b)**2) / (2*a*b).masked_fill(zero, 1)
     return sq.clamp(min=1e-30).sqrt(), angle.masked_fill(zero, 1)
 
-# %% ../nbs/07_memory.ipynb #dcdbdb01
+# %% ../nbs/07_memory.ipynb #a1f4a774
 class GlobalStructure(nn.Module):
     "Global structure (equation 10): centroids alike among themselves, and examples alike in their distances and cosines to centroids"
     def __init__(self,
@@ -277,10 +332,9 @@ class GlobalStructure(nn.Module):
         k,l,d = memory_t.shape
         rng = torch.Generator().manual_seed(seed)
         self.memory_s = nn.Parameter(torch.randn(k, l, width_s or d, generator=rng))
-        m = memory_t.detach().flatten(1).to(torch.promote_types(memory_t.dtype, torch.float32))
-        rows = torch.cat([m, torch.zeros_like(m[:1])]) - m.mean(0)
+        rows = _around(memory_t.detach().flatten(1).to(torch.promote_types(memory_t.dtype, torch.float32)))
         self.register_buffer('rows_t', rows, persistent=False)
-        self.register_buffer('gram_t', rows@rows.mT, persistent=False)
+        self.register_buffer('gram_t', _dot(rows, rows), persistent=False)
 
     def _flat(self, h, mask, width):
         "Features with padding set to 0 and as many positions as the memory, (N, L*D)"
@@ -298,11 +352,6 @@ class GlobalStructure(nn.Module):
         tiny = torch.finfo(k.dtype).tiny
         return similarity_loss(kt / (kk.clamp(min=tiny).sqrt()*tt.clamp(min=tiny).sqrt()), self.reduction)
 
-    @torch.no_grad()
-    def _relations_t(self, h):
-        h = h + self.rows_t[-1]
-        return _relations(h.square().sum(1), h@self.rows_t.mT, self.gram_t)
-
     def terms(self,
         h_s:Tensor, # Student, (N, L, D_s)
         h_t:Tensor, # Teacher, (N, L, D_t)
@@ -310,13 +359,13 @@ class GlobalStructure(nn.Module):
     )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9); those of weight 0 are left out
         "Parts of the loss, before their weights"
         with torch.autocast(h_s.device.type, enabled=False):
-            m,k = self.memory_s.flatten(1), len(self.memory_s)
             h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
-            h_t = self._flat(h_t.detach(), mask, self.rows_t.shape[1]//self.memory_s.shape[1])
-            g = gram(torch.cat([m.to(h_s), torch.zeros_like(m[:1], dtype=h_s.dtype), h_s]))
-            s = _relations(g.diagonal()[k+1:], g[k+1:,:k+1], g[:k+1,:k+1])
-            t = self._relations_t(h_t)
-            res = {'memory': self._memory(g[:k,:k])}
+            products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
+            res = {'memory': self._memory(products[-1][:-1,:-1])}
+            with torch.no_grad():
+                h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1]).to(self.rows_t).add(self.rows_t[-1])
+                t = _relations((h_t.square().sum(1)).to(self.gram_t), _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
+            s = _relations(*products, _noise(h_s))
             for name,s_,t_ in zip(('distance','cosine'), s, t):
                 if self.weights[name]: res[name] = F.mse_loss(s_, t_)
             return res
