@@ -6,6 +6,7 @@
 __all__ = ['center', 'gram', 'hsic', 'linear_cka', 'minibatch_cka']
 
 # %% ../nbs/05_cka.ipynb #076e6f7b
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -23,6 +24,10 @@ def center(
 def _dtype(*xs: Tensor) -> torch.dtype:
     "float64 if one of `xs` is, else float32"
     return torch.float64 if torch.float64 in {x.dtype for x in xs} else torch.float32
+
+def _exact(x: Tensor) -> torch.dtype:
+    "float64, except on Apple's GPUs, which lack it"
+    return torch.float32 if x.device.type == 'mps' else torch.float64
 
 # %% ../nbs/05_cka.ipynb #87d60127
 def _blocks(
@@ -47,12 +52,12 @@ class _Gram(torch.autograd.Function):
     def forward(ctx, x, w):
         b, n, d = x.shape
         m = n // 2
-        k, mean = w.new_zeros(b, n, n), w.new_empty(b, 1, d)
+        k, mean = w.new_zeros(b, n, n, dtype=_exact(x)), w.new_empty(b, 1, d)
         for at, part in _blocks(x, w.dtype):
             torch.bmm(w[at[0], None], x[at].to(w.dtype), out=mean[at])
             torch.sub(x[at], mean[at], out=part)
-            k[at[0], :, :m].baddbmm_(part, part[:, :m].mT)
-            k[at[0], m:, m:].baddbmm_(part[:, m:], part[:, m:].mT)
+            k[at[0], :, :m] += part @ part[:, :m].mT
+            k[at[0], m:, m:] += part[:, m:] @ part[:, m:].mT
         k[:, :m, m:] = k[:, m:, :m].mT
         spread, level = (w * k.diagonal(0, 1, 2)).sum(1), mean.square().sum((1, 2))
         k *= ~(spread <= (n * torch.finfo(w.dtype).eps)**2 * level)[:, None, None]
@@ -64,7 +69,7 @@ class _Gram(torch.autograd.Function):
     def backward(ctx, dk):
         x, w, mean = ctx.saved_tensors
         s = dk + dk.mT
-        s -= w[..., None] * s.sum(-2, keepdim=True)
+        s = (s - w[..., None] * s.sum(-2, keepdim=True)).to(w.dtype)
         dx = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
             for at, part in _blocks(x, w.dtype):
@@ -79,13 +84,15 @@ def gram(
     weight: Tensor | None = None, # Weights of the samples in the mean, summing to 1, (..., n); equal if None
 ) -> Tensor: # (..., n, n); float64 if `x` is, else float32
     "Centred Gram matrix $HXX^\\top H$, without forming $H$; exactly 0 for features that differ by no more than rounding"
-    return _gram(x, weight, _dtype(x))
+    return _gram(x, weight, _dtype(x)).to(_dtype(x))
 
 def _gram(x, weight, dtype):
+    "`gram` before it is rounded to the precision of the features"
     *batch, n, d = x.shape
+    b = math.prod(batch)
     if weight is None: weight = torch.ones(*batch, n, dtype=dtype, device=x.device) / n
     with torch.autocast(x.device.type, enabled=False):
-        return _Gram.apply(x.reshape(-1, n, d), weight.to(dtype).reshape(-1, n)).view(*batch, n, n)
+        return _Gram.apply(x.reshape(b, n, d), weight.to(dtype).reshape(b, n)).view(*batch, n, n)
 
 # %% ../nbs/05_cka.ipynb #6be1ecc2
 def _u_center(
@@ -129,7 +136,13 @@ def _structure(x, mask, debiased, dtype):
     if debiased: return _u_center(k, None if mask is None else mask.bool())
     return k if mask is None else k * (w[..., None] * w[..., None, :]).sqrt()
 
-# %% ../nbs/05_cka.ipynb #91611838
+# %% ../nbs/05_cka.ipynb #c137cef2
+def _cka(x, y, mask, debiased):
+    "`linear_cka` before it is rounded to the precision of the features"
+    k, l = (_structure(o, mask, debiased, _dtype(x, y)) for o in (x, y))
+    return _ratio(*((a * b).sum((-2, -1)) for a, b in ((k, l), (k, k), (l, l))))
+
+# %% ../nbs/05_cka.ipynb #b5201aab
 def linear_cka(
     x: Tensor, # Features, (..., n, d1)
     y: Tensor, # Features of the same samples, (..., n, d2)
@@ -143,8 +156,7 @@ def linear_cka(
         raise ValueError(f"mask must have one weight a sample, {tuple(x.shape[:-1])}, not {tuple(mask.shape)}")
     if debiased and mask is not None and not ((mask == 0) | (mask == 1)).all():
         raise ValueError(f"mask must be 0 or 1 if debiased, not {mask[(mask != 0) & (mask != 1)][0].item()}")
-    k, l = (_structure(o, mask, debiased, _dtype(x, y)) for o in (x, y))
-    return _ratio(*((a * b).sum((-2, -1)) for a, b in ((k, l), (k, k), (l, l))))
+    return _cka(x, y, mask, debiased).to(_dtype(x, y))
 
 # %% ../nbs/05_cka.ipynb #944c2715
 def minibatch_cka(

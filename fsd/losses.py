@@ -10,80 +10,94 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cka import linear_cka
-
-# %% ../nbs/06_losses.ipynb #96edae74
-def ce(
-    logits: Tensor, # (N, C)
-    labels: Tensor, # Class indices, or scores if C = 1, (N,)
-) -> Tensor: # Scalar
-    "Cross entropy with the labels, mean squared error if there is one output"
-    if logits.shape[-1] == 1: return F.mse_loss(logits.squeeze(-1).float(), labels.float())
-    return F.cross_entropy(logits.float(), labels)
+from .cka import _cka, _dtype
 
 # %% ../nbs/06_losses.ipynb #83416e0e
+def ce(
+    logits: Tensor, # (N, C)
+    labels: Tensor, # Class numbers, or scores if C = 1, (N,)
+) -> Tensor: # Scalar
+    "Cross entropy with the labels; mean squared error if there is one output, the regression of STS-B (equation 2)"
+    logits = logits.to(_dtype(logits))
+    if logits.shape[-1] > 1: return F.cross_entropy(logits, labels)
+    return F.mse_loss(logits.squeeze(-1), labels.to(logits))
+
+# %% ../nbs/06_losses.ipynb #5ba80e85
 def _same_shape(logits_s, logits_t):
     if logits_s.shape != logits_t.shape:
-        raise ValueError(f"student and teacher need logits of one shape, not {tuple(logits_s.shape)} and {tuple(logits_t.shape)}")
+        raise ValueError(f"student and teacher must give logits of one shape, not {tuple(logits_s.shape)} and {tuple(logits_t.shape)}")
 
-# %% ../nbs/06_losses.ipynb #68de6d3d
+# %% ../nbs/06_losses.ipynb #5b700d0a
 def kd(
     logits_s: Tensor, # Student, (N, C)
     logits_t: Tensor, # Teacher, (N, C)
-    temperature: float, # Above 0; larger is softer
+    temperature: float, # Above 0; the higher, the softer
 ) -> Tensor: # Scalar
-    "Divergence of the softened student from the softened teacher, times temperature² (equation 1; Hinton et al. 2015); always 0 if C = 1"
+    "Divergence of the student's softened answers from the teacher's, times the squared temperature (equation 1; Hinton et al. 2015); always 0 if C = 1"
     _same_shape(logits_s, logits_t)
     if not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
-    s, t = (F.log_softmax(o.float() / temperature, -1) for o in (logits_s, logits_t.detach()))
+    s, t = (F.log_softmax(o.to(_dtype(o)) / temperature, -1) for o in (logits_s, logits_t.detach()))
     return F.kl_div(s, t, reduction='batchmean', log_target=True) * temperature**2
 
-# %% ../nbs/06_losses.ipynb #03ae3460
+# %% ../nbs/06_losses.ipynb #3115f0f2
 def mse_logits(
     logits_s: Tensor, # Student, (N, C)
     logits_t: Tensor, # Teacher, (N, C)
 ) -> Tensor: # Scalar
     "Mean squared error between the logits of student and teacher"
     _same_shape(logits_s, logits_t)
-    return F.mse_loss(logits_s.float(), logits_t.detach().float())
+    dtype = _dtype(logits_s, logits_t)
+    return F.mse_loss(logits_s.to(dtype), logits_t.detach().to(dtype))
 
-# %% ../nbs/06_losses.ipynb #5b700d0a
+# %% ../nbs/06_losses.ipynb #73d6fae8
 reductions = {
-    'log_of_mean': lambda c: -(c.mean() + 1e-8).log(),
-    'mean_of_log': lambda c: -(c + 1e-8).log().mean(),
-    'one_minus':   lambda c: 1 - c.mean()}
+    'log_of_mean': lambda c, w: -((w * c).sum() + 1e-8).log(),
+    'mean_of_log': lambda c, w: -(w * (c + 1e-8).log()).sum(),
+    'one_minus':   lambda c, w: 1 - (w * c).sum()}
 
-# %% ../nbs/06_losses.ipynb #653072f4
+# %% ../nbs/06_losses.ipynb #305f0655
 def similarity_loss(
     cka: Tensor, # CKA values, any shape
-    reduction: str = 'log_of_mean', # 'log_of_mean', 'mean_of_log' or 'one_minus'
-) -> Tensor: # Scalar; 0 if `cka` is empty
-    "Turn CKA values into a loss that is 0 when they are all 1 or -1"
-    if reduction not in reductions: raise ValueError(f"unknown reduction {reduction!r}, choose from {list(reductions)}")
-    return reductions[reduction](cka.abs()) if cka.numel() else cka.sum()
+    reduction: str = 'log_of_mean', # 'log_of_mean' (the released code), 'mean_of_log' or 'one_minus'
+    keep: Tensor | None = None, # Which values count, boolean, same shape; all if None
+) -> Tensor: # Scalar; 0 if no value counts
+    "Loss of the absolute values of CKA, 0 where all are 1"
+    if reduction not in reductions: raise ValueError(f"unknown reduction {reduction!r}, must be one of {', '.join(reductions)}")
+    keep = torch.ones_like(cka) if keep is None else keep.to(cka)
+    count = keep.sum()
+    return reductions[reduction](cka.abs(), keep / count.clamp(min=1)) * (count > 0)
 
-# %% ../nbs/06_losses.ipynb #83375971
+# %% ../nbs/06_losses.ipynb #f86541c8
+def _check(h_s, h_t, mask):
+    shapes = [tuple(h.shape[:2]) for h in (h_s, h_t)] + ([] if mask is None else [tuple(mask.shape)])
+    if not h_s.ndim == h_t.ndim == 3 or len(set(shapes)) > 1:
+        raise ValueError("student and teacher need (N, L, D) of the same examples and positions, and a mask (N, L), "
+                         f"not {tuple(h_s.shape)}, {tuple(h_t.shape)}" + ("" if mask is None else f" and {tuple(mask.shape)}"))
+
+# %% ../nbs/06_losses.ipynb #47ca08b0
 def intra(
-    h_s: Tensor, # Student, (N, L, D_s)
-    h_t: Tensor, # Teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
+    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     reduction: str = 'log_of_mean', # See `similarity_loss`
     debiased: bool = False, # Debiased CKA
 ) -> Tensor: # Scalar
-    "Intra-feature structure (equation 6): CKA between the tokens of each example; examples with too few tokens are left out"
-    c = linear_cka(h_s, h_t.detach(), mask, debiased)
-    n = torch.full_like(c, h_s.shape[1]) if mask is None else mask.sum(-1)
-    return similarity_loss(c[n > (3 if debiased else 1)], reduction)
+    "Intra-feature structure: CKA over the tokens of each example (equation 6); examples with too few tokens, below 2, or below 4 if `debiased`, are left out"
+    _check(h_s, h_t, mask)
+    cka = _cka(h_s, h_t.detach(), mask, debiased)
+    tokens = torch.full_like(cka, h_s.shape[1]) if mask is None else mask.sum(-1)
+    return similarity_loss(cka, reduction, tokens > (3 if debiased else 1)).to(_dtype(h_s, h_t))
 
-# %% ../nbs/06_losses.ipynb #4b073fd1
+# %% ../nbs/06_losses.ipynb #38f89131
 def local(
-    h_s: Tensor, # Student, (N, L, D_s)
-    h_t: Tensor, # Teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
+    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     reduction: str = 'log_of_mean', # See `similarity_loss`
     debiased: bool = False, # Debiased CKA
-) -> Tensor: # Scalar; 0 if the batch is too small (2, or 4 if `debiased`)
-    "Local inter-feature structure (equation 7): CKA between the examples of a mini-batch, each flattened to one vector"
-    if mask is not None: h_s, h_t = (h * mask[..., None].to(h.dtype) for h in (h_s, h_t))
-    c = linear_cka(h_s.flatten(1), h_t.detach().flatten(1), debiased=debiased)
-    return similarity_loss(c[None][:len(h_s) > (3 if debiased else 1)], reduction)
+) -> Tensor: # Scalar; 0 if the batch is too small, below 2, or below 4 if `debiased`
+    "Local inter-feature structure: CKA over the examples of a batch, each flattened to one vector, its padding zeroed (equation 7)"
+    _check(h_s, h_t, mask)
+    if mask is not None: h_s, h_t = (h.masked_fill(mask[..., None] == 0, 0) for h in (h_s, h_t))
+    cka = _cka(h_s.flatten(1), h_t.detach().flatten(1), None, debiased)
+    return similarity_loss(cka, reduction, torch.full_like(cka, len(h_s)) > (3 if debiased else 1)).to(_dtype(h_s, h_t))
