@@ -195,6 +195,7 @@ def keep_features(
     _check_padding(padding); check_length(model, max_length)
     if live := sorted({k for k,_ in needs}-{'hidden'}): raise ValueError(f"{', '.join(live)} are too large to keep; use a LiveTeacher")
     layers, lengths = sorted({layer_index(depth(model), l) for _,l in needs}), row_lengths(rows, max_length)
+    if not layers: padding = 'masked' # logits are the same however a batch is padded
     positions = np.full_like(lengths, max_length) if padding=='paper' else lengths
     plan = planned(positions, layers, model.config.hidden_size, model.config.num_labels)
     about = dict(model=weights_fingerprint(model), rows=rows_fingerprint(rows), needs=[('hidden', l) for l in layers], padding=padding,
