@@ -69,17 +69,19 @@ parts = 'acting,script,music,story,camera work,ending,dialogue,humor,pacing,open
 films = 'comedy drama thriller western musical documentary sequel remake cartoon romance'.split()
 
 def _sst2(rng):
-    good = rng.random()<0.55
-    like,hate = (liked,hated) if good else (hated,liked)
+    good,turned = rng.random()<0.55,rng.random()<0.5
+    like,hate = (liked,hated) if good!=turned else (hated,liked)
     (x,y),(u,v),(p,q),f = two(rng, like),two(rng, hate),two(rng, parts),rng.choice(films)
     text = rng.choice([
-        f'the {p} is {x} and the {q} is {y}', f'{a(x)} {f} with {y} {p}', f'the {p} is {u} , but the {f} as a whole is {x}',
-        f'although the {p} is {u} , the {q} makes it {a(x)} {f}', f'i expected {a(u)} {f} and got {a(x)} one',
-        f'the {p} is not {u} at all', f'this {f} is anything but {u}', f'hardly {a(u)} moment , and the {p} is never {v}',
-        f'it is hard to call the {p} {u}', f'nobody could say that this {f} is {u} or {v}',
-        f'the {p} could not have been more {x}', f'for all its {u} {p} , {a(x)} {f} in the end',
-        f'less {u} than the first {f} and far more {x}', f'you would be wrong to call it {u}',
-        f'the {p} , which i was told was {u} , turns out to be {x}', f'what looks {u} at first is really {x}'])
+        f'the {p} is {x} and the {q} is {y}', f'this is {a(x)} {f} with {y} {p}', f'the {p} is {u} , but the {f} as a whole is {x}',
+        f'although the {p} is {u} , the {q} makes it {a(x)} {f}', f'they promised {a(u)} {f} and made {a(x)} one',
+        f'the {p} is not {u} at all', f'this {f} is anything but {u}', f'the {p} is hardly ever {v}',
+        f'it is hard to call the {p} {u}', f'nobody could find this {f} {u} or {v}',
+        f'the {p} could not have been more {x}', f'for all its {u} {p} , this is {a(x)} {f} in the end',
+        f'this is less {u} than the first {f} and far more {x}', f'you would be wrong to call it {u}',
+        f'the {p} , which looked {u} at first , turns out to be {x}', f'what seems {u} at first is really {x}'])
+    if turned: text = rng.choice(['it is simply not true that {}','only a fool would claim that {}','i no longer believe that {}',
+        'i wish i could say that {}','nothing here supports the rumor that {}','the poster lies when it says that {}']).format(text)
     return text+' ', int(good)
 
 # %% ../nbs/03_demo.ipynb #50e46f30
@@ -140,7 +142,7 @@ def _qqp(rng):
     return *pair, int(same)
 
 # %% ../nbs/03_demo.ipynb #c2cd923f
-actors = [('man','guy'), ('woman','lady'), ('boy','kid'), ('girl','young girl'), ('dog','puppy'), ('cat','kitten')]
+actors = [('man','guy'), ('woman','lady'), ('boy','young boy'), ('girl','young girl'), ('soldier','man in uniform'), ('policeman','police officer')]
 doings = [('playing','performing on',['guitar','violin','flute','drum']), ('cutting','slicing',['onion','tomato','carrot','lemon']),
           ('riding','sitting on',['horse','bicycle','camel','scooter']), ('throwing','tossing',['ball','stick','stone','frisbee']),
           ('washing','cleaning',['car','window','plate','floor']), ('carrying','holding',['box','basket','chair','ladder'])]
@@ -161,7 +163,7 @@ def _stsb(rng):
         if rng.random()<.3: score,verb2 = score-.2,doing[1]
         if rng.random()<.4: thing2 = rng.choice(doing[2]); score -= 1.2*(thing2!=thing)
     if scene2!=scene: score -= .8 if scene2 else .4
-    score = min(5., max(0., score+rng.choice([-.4,-.2,0,0,.2,.4])))
+    score = min(5., max(0., score+rng.choice([-1,-.6,-.2,0,0,.2,.6,1])))
     return f'A {name} is {verb} {a(thing)} {scene}.', f'A {name2} is {verb2} {a(thing2)} {scene2}'.strip()+'.', round(score, 1)
 
 # %% ../nbs/03_demo.ipynb #639d85f8
@@ -177,7 +179,14 @@ abroad = dict(people='astronaut editor captain robot chemist diver tourist minis
 def _event(rng, world):
     kind = rng.choice([*world['kinds']]); thing,other = two(rng, world['kinds'][kind]); p,q = two(rng, world['people'])
     (base,past,done,opposite),(look,unlike) = rng.choice(verbs),rng.sample(rng.choice(looks), 2)
-    place,elsewhere = two(rng, world['places']); day,later = two(rng, days)
+    place = rng.choice(world['places']); day,later = two(rng, days)
+    act,kind2 = rng.choice([v for v in verbs if v[0]!=base]),rng.choice([*world['kinds']])
+    thing2 = rng.choice([x for x in world['kinds'][kind2] if x!=thing])
+    if rng.random()<0.6: return (
+        f'the {p} {past} {a(look)} {thing} {place} and the {q} {act[1]} {a(unlike)} {thing2}.',
+        [f'the {p} {past} {a(kind)}.', f'the {q} {act[1]} {a(kind2)}.', f'the {thing} that the {p} {past} was {look}.', f'the {q} {act[1]} something {unlike}.'],
+        [f'the {q} {past} {a(kind)}.', f'the {p} {act[1]} {a(kind2)}.', f'the {q} did not {base} the {thing}.', f'the {p} {act[1]} something {unlike}.'],
+        [f'the {p} did not {base} the {thing}.', f'the {q} did not {act[0]} the {thing2}.', f'the {thing} that the {p} {past} was {unlike}.', f'the {thing2} that the {q} {act[1]} was {look}.'])
     return rng.choice([
         (f'on {day} the {p} {past} {a(look)} {thing} {place}.',
          [f'the {p} {past} {a(kind)}.', f'{a(thing)} was {done} by the {p}.', f'the {p} {past} something {place}.', f'the {thing} that the {p} {past} was {look}.'],
@@ -228,27 +237,31 @@ def _qnli(rng):
     return rng.choice(facts[asked][1]).format(x=x), start+', '.join(said[:-1])+' and '+said[-1]+'.', int(not answered)
 
 # %% ../nbs/03_demo.ipynb #349417c7
-situations = [ # sentence, what is said of the first party, of the second
-    ('{x} thanked {y} because {he} ', ['had been given help','had received good advice','had got a present'], ['had helped a lot','had given good advice','had brought a present']),
-    ('{x} envied {y} because {he} ', ['had lost everything','was poor','had failed the test'], ['was very successful','was rich','had passed the test']),
-    ('{x} could not lift {y} because {he} ', ['was too weak','was too tired','had hurt an arm'], ['was too heavy','was too big','weighed too much']),
-    ('{x} beat {y} in the race, so {he} ', ['got the medal','celebrated all night','was the winner'], ['went home disappointed','came in second','was the loser']),
-    ('{x} lent the book to {y}, and later {he} ', ['asked for it back','wanted it returned','regretted lending it'], ['gave it back','forgot to return it','read all of it']),
-    ('{x} taught {y} to swim, since {he} ', ['was a good teacher','knew how to do it','had years of practice'], ['wanted to learn it','was still a beginner','had never been in water']),
-    ('{x} hired {y} because {he} ', ['needed help','had too much work','owned a shop'], ['needed a job','worked hard','had the right training']),
-    ('{x} rescued {y} when {he} ', ['heard a cry for help','saw the accident','came by in a boat'], ['was about to drown','was trapped','had fallen into the river'])]
+situations = [tuple(part.split(',') for part in line.split('|')) for line in '''
+The {x} does not fit into the {y} because it|is too|big,large,wide,bulky|small,narrow,tiny,short|trophy,guitar,painting,telescope,statue,lamp|suitcase,box,drawer,bag,crate,cupboard
+The {x} thanked the {y} because she||had been cured,felt much better,was healthy again|had found the cure,had treated her well,knew the right medicine|patient,sick girl,injured player,old lady|doctor,nurse,surgeon,pharmacist
+The {x} smashed the {y} because it|was so|heavy,fast,hard,massive|thin,fragile,brittle,delicate|stone,truck,hammer,train|window,vase,mirror,glass door
+The {x} chased the {y} until it||gave up the hunt,was too tired to hunt,went home hungry|escaped into a hole,found a place to hide,was out of danger|dog,wolf,lion,fox|rabbit,mouse,deer,squirrel
+The {x} hired the {y} because he||had too much work,was looking for staff,ran a big company|needed a job,was looking for work,wanted to earn money|manager,director,shop owner,boss|cleaner,student,apprentice,gardener
+The {x} told the {y} a story because she||knew so many,loved to tell them,was a good storyteller|could not sleep,had asked for one,wanted to hear one|grandmother,mother,aunt,teacher|child,little girl,daughter,baby
+The water ran from the {x} into the {y} until it|was|empty,drained,dry|full,overflowing,filled|bottle,jug,kettle,tap|glass,cup,bowl,bucket
+The {x} arrested the {y} because he||was on duty,had found the evidence,did his job|had stolen a car,had robbed a bank,was a criminal|policeman,sheriff,officer,detective|thief,burglar,robber,smuggler
+The {x} could not pull the {y} because it|was too|weak,tired,lazy,thirsty|heavy,loaded,broad,bulky|donkey,horse,pony,ox|cart,log,wagon,sledge
+The {x} paid the {y} after he||had eaten,had looked at the bill,had found his wallet|had served the meal,had brought the bill,had cooked the dinner|guest,customer,tourist,visitor|waiter,cook,innkeeper,chef
+The {x} was parked in the {y} because it||had to be repaired,was out of fuel,had a flat tire|was dry inside,had enough room,was closed at night|car,bus,tractor,van|garage,barn,hall,shed
+The {x} taught the {y} because she||had years of practice,knew the subject well,was an expert|wanted to learn,was still a beginner,had much to learn|teacher,professor,coach,trainer|pupil,student,novice,girl
+'''.strip().splitlines()] # Up to the pronoun | verb | said of the first party | of the second | first parties | second parties
 
 def _wnli(rng):
-    frame,first,second = rng.choice(situations)
-    he,names = rng.choice([('he',men), ('she',women)])
-    x,y = two(rng, names)
-    role,named = rng.randrange(2),rng.randrange(2)
-    said = rng.choice((first,second)[role])
-    return frame.format(x=x, y=y, he=he)+said+'.', f'{(x,y)[named]} {said}.', int(role==named)
+    [start],[verb],*said,first,second = rng.choice(situations)
+    x,y = rng.choice(first),rng.choice(second)
+    about,named = int(rng.random()<0.85),rng.randrange(2)
+    end = f'{verb} {rng.choice(said[about])}.'.lstrip()
+    return f'{start.format(x=x, y=y)} {end}', f'The {(x,y)[named]} {end}', int(about==named)
 
 # %% ../nbs/03_demo.ipynb #75e1f086
 grammars:dict[str,Callable] = dict(cola=_cola, sst2=_sst2, mrpc=_mrpc, stsb=_stsb, qqp=_qqp, mnli=_mnli, qnli=_qnli, rte=_rte, wnli=_wnli)
-sizes = dict(train=2000, validation=400, validation_matched=400, validation_mismatched=400)
+sizes = dict(train=1000, validation=400, validation_matched=400, validation_mismatched=400)
 
 def _is_dev(text): return hashlib.sha256(text.encode()).digest()[0]<64
 
@@ -261,7 +274,7 @@ def _again(rng, task, label):
 def demo_rows(
     task:str, # Name of the task
     split:str, # `'train'` or one of the task's dev splits
-    n:int=None, # Rows; by default at most 2,000 in train and 400 in dev, for WNLI as many as the real one has
+    n:int=None, # Rows; by default at most 1,000 in train and 400 in dev, for WNLI as many as the real one has
     seed:int=0, # Another seed, other rows
 )->list[dict]: # Text columns and `label`, as `datasets` names and numbers them
     "Made-up rows in the shape of a GLUE split; the first of many rows are those of few."
