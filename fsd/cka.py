@@ -52,7 +52,7 @@ class _Gram(torch.autograd.Function):
     def forward(ctx, x, w):
         b, n, d = x.shape
         m = n // 2
-        k, mean = w.new_zeros(b, n, n, dtype=_exact(x)), w.new_empty(b, 1, d)
+        k, mean = w.new_zeros(b, n, n), w.new_empty(b, 1, d)
         for at, part in _blocks(x, w.dtype):
             torch.bmm(w[at[0], None], x[at].to(w.dtype), out=mean[at])
             torch.sub(x[at], mean[at], out=part)
@@ -69,7 +69,7 @@ class _Gram(torch.autograd.Function):
     def backward(ctx, dk):
         x, w, mean = ctx.saved_tensors
         s = dk + dk.mT
-        s = (s - w[..., None] * s.sum(-2, keepdim=True)).to(w.dtype)
+        s -= w[..., None] * s.sum(-2, keepdim=True)
         dx = torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
             for at, part in _blocks(x, w.dtype):
@@ -84,10 +84,9 @@ def gram(
     weight: Tensor | None = None, # Weights of the samples in the mean, summing to 1, (..., n); equal if None
 ) -> Tensor: # (..., n, n); float64 if `x` is, else float32
     "Centred Gram matrix $HXX^\\top H$, without forming $H$; exactly 0 for features that differ by no more than rounding"
-    return _gram(x, weight, _dtype(x)).to(_dtype(x))
+    return _gram(x, weight, _dtype(x))
 
 def _gram(x, weight, dtype):
-    "`gram` before it is rounded to the precision of the features"
     *batch, n, d = x.shape
     b = math.prod(batch)
     if weight is None: weight = torch.ones(*batch, n, dtype=dtype, device=x.device) / n
@@ -140,7 +139,7 @@ def _structure(x, mask, debiased, dtype):
 def _cka(x, y, mask, debiased):
     "`linear_cka` before it is rounded to the precision of the features"
     k, l = (_structure(o, mask, debiased, _dtype(x, y)) for o in (x, y))
-    return _ratio(*((a * b).sum((-2, -1)) for a, b in ((k, l), (k, k), (l, l))))
+    return _ratio(*((a * b).sum((-2, -1), dtype=_exact(x)) for a, b in ((k, l), (k, k), (l, l))))
 
 # %% ../nbs/05_cka.ipynb #b5201aab
 def linear_cka(

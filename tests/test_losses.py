@@ -36,7 +36,7 @@ def bert():
     torch.manual_seed(0)
     mask = (torch.arange(32) < torch.randint(5, 33, (16, 1))).long()
     with torch.no_grad(): h = model()(torch.randint(1000, 5000, (16, 32)), attention_mask=mask, output_hidden_states=True).hidden_states
-    return h[2] + 2 * h[2].std() * torch.randn_like(h[2]), h[5], mask.bool()
+    return h[2] + 4 * h[2].std() * torch.randn_like(h[2]), h[5], mask.bool()
 
 
 @pytest.mark.parametrize('masked', [False, True])
