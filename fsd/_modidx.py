@@ -333,6 +333,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fsd.trainer': { 'fsd.trainer.DistillationConfig': ('trainer.html#distillationconfig', 'fsd/trainer.py'),
                              'fsd.trainer.DistillationConfig.__post_init__': ( 'trainer.html#distillationconfig.__post_init__',
                                                                                'fsd/trainer.py'),
+                             'fsd.trainer.DistillationConfig.n_gpu': ('trainer.html#distillationconfig.n_gpu', 'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer': ('trainer.html#distillationtrainer', 'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer.__init__': ('trainer.html#distillationtrainer.__init__', 'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer._load_from_checkpoint': ( 'trainer.html#distillationtrainer._load_from_checkpoint',

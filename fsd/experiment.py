@@ -6,7 +6,7 @@
 __all__ = ['Experiment', 'once', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
 # %% ../nbs/15_experiment.ipynb #0389fef9
-import json, resource, shutil, sys, time
+import json, os, resource, shutil, sys, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
 from pathlib import Path
@@ -32,6 +32,7 @@ class Experiment:
         task:str='wnli',    # GLUE task
         method:str='fsd',   # Distillation method
         **params):          # Any other field of `Settings`
+        if int(os.environ.get('WORLD_SIZE', 1))>1: raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: an experiment runs in one process; start one per GPU for different seeds or tasks, or use DistillationTrainer")
         self.method = find_method(method)
         asked = resolve(task, method, **params)
         self.source = find_model(asked.model)

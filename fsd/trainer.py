@@ -33,6 +33,11 @@ class DistillationConfig(Knobs, TrainingArguments):
         check_values(self)
         super().__post_init__()
 
+    @property
+    def n_gpu(self)->int:
+        "One GPU per process: structures between examples need the batch whole. `accelerate launch` starts a process for each."
+        return min(1, super().n_gpu)
+
 # %% ../nbs/10_trainer.ipynb #d70f02c4
 class NonFinite(RuntimeError):
     "A loss term became NaN or infinite."
