@@ -1,0 +1,166 @@
+"""The notebooks as commands, the wrong commands, and every task once."""
+import ast, subprocess, sys
+import nbformat, numpy as np, papermill, pytest
+from conftest import root
+from papermill.parameterize import parameterize_notebook
+from transformers import AutoModelForSequenceClassification
+from fsd import runs
+from fsd.experiment import Experiment
+from fsd.glue import load, tasks
+from fsd.settings import Settings
+
+notebooks = root/'nbs'
+fields = set(Settings.__dataclass_fields__)
+
+def command(*args):
+    return subprocess.run([sys.executable, '-m', 'papermill', *map(str, args)], capture_output=True, text=True, cwd=root)
+
+def options(params): return [a for k,v in params.items() for a in ('-p', k, v)]
+
+def parameters(name): return papermill.inspect_notebook(str(notebooks/f'{name}.ipynb'))
+
+# ---------------------------------------------------------------- whole
+
+def test_distill_as_a_command(tmp_path, outputs, tiny):
+    params = {k:v for k,v in tiny.items() if k!='train_examples'} | dict(task='wnli', method='fsd', batch_size=64, epochs=1)
+    done = command(notebooks/'distill.ipynb', tmp_path/'out.ipynb', *options(params))
+    assert done.returncode==0, done.stderr
+    record, = outputs.rglob('run.json')
+    assert record.parent==outputs/'demo'/'wnli'/'fsd'/record.parent.name
+    run = runs.load(record.parent)
+    assert run.kind=='demo' and run.record['settings']['temperature']==Settings(task='wnli', method='fsd').temperature
+    student, = (outputs/'students').glob('wnli-*/')
+    assert AutoModelForSequenceClassification.from_pretrained(student).config.num_hidden_layers==2
+    outs = [o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells if c.cell_type=='code' for o in c.outputs]
+    shown = [o.data for o in outs if 'data' in o]
+    assert sum('image/png' in d for d in shown)>=3, 'losses, restoration and CKA'
+    text = ' '.join(d.get('text/markdown', '') for d in shown)
+    assert 'Demonstration on made-up sentences: no result' in text and 'demonstration on made-up sentences, no result' in text
+    assert not [o for o in outs if o.output_type=='error']
+
+# ---------------------------------------------------------------- parameters
+
+@pytest.mark.parametrize('name', ['distill', 'teacher'])
+def test_parameters_are_settings_with_a_line_of_help(name):
+    found = parameters(name)
+    assert set(found) <= fields
+    for p in found.values():
+        assert p['help'], f"{p['name']} has no comment"
+        assert p['default']=='None' or p['name'] in ('task', 'method'), f"{p['name']}: the default belongs in settings.ini"
+
+def test_every_setting_is_a_parameter_of_distill(): assert set(parameters('distill')) == fields
+
+def test_defaults_of_the_commands_are_right():
+    for name in ('distill', 'teacher'):
+        given = {k:ast.literal_eval(p['default']) for k,p in parameters(name).items() if p['default']!='None'}
+        assert given.items() <= dict(task='wnli', method='fsd').items()
+
+def test_help_shows_every_parameter():
+    done = command('--help-notebook', notebooks/'distill.ipynb')
+    assert done.returncode==0
+    for name,p in parameters('distill').items(): assert f'  {name}: ' in done.stdout and p['help'] in done.stdout
+
+# ---------------------------------------------------------------- wrong commands
+
+def test_a_mistyped_parameter_ends_the_command(tmp_path, outputs, tiny):
+    done = command(notebooks/'distill.ipynb', tmp_path/'out.ipynb', *options(tiny | dict(taks='rte')))
+    assert done.returncode!=0
+    assert done.stderr.count("ValueError: unknown parameter 'taks'; did you mean 'task'?")==1
+    assert not outputs.exists()
+
+def steps(name, params):
+    "Run the cells of `name` with `params` put in by papermill, here and one by one; yields the names defined so far."
+    nb = parameterize_notebook(papermill.iorw.load_notebook_node(str(notebooks/f'{name}.ipynb')), params)
+    names = {}
+    for c in nb.cells:
+        if c.cell_type!='code': continue
+        exec(''.join(l for l in c.source.splitlines(True) if not l.startswith('%')), names)
+        yield names
+
+def checked(name, params):
+    "The experiment that `name` makes of `params`, if they pass its checks."
+    return next(names['exp'] for names in steps(name, params) if 'exp' in names)
+
+wrong = {
+    "unknown task 'rtee'; did you mean 'rte'?": dict(task='rtee'),
+    "unknown method 'fds'; did you mean 'fsd'?": dict(method='fds'),
+    "unknown parameter 'gama_i'; did you mean 'gamma_i'?": dict(gama_i=1),
+    "temperature=0.0 must be above 0": dict(temperature=0),
+    "gamma_l=-1.0 must be at least 0": dict(gamma_l=-1),
+    "alpha=1.5 must be at most 1": dict(alpha=1.5),
+    "lr='fast' is not a number": dict(lr='fast'),
+    "beta=nan must be finite": dict(beta=float('nan')),
+    "memory_size=49 is more than the 48 training examples": dict(memory_size=49),
+    "max_length=65 is longer than the model's 64 positions": dict(max_length=65),
+    "student_layers=5 cannot be cut from a model of 4 blocks": dict(student_layers=5),
+    "student_layers=4 must be below the teacher's 4 blocks": dict(student_layers=4),
+    "'/nowhere/bert' is no folder": dict(model='/nowhere/bert'),
+    "'/nowhere/glue' is not a folder": dict(data='/nowhere/glue')}
+
+@pytest.mark.parametrize('message', wrong)
+def test_what_cannot_be_meant_ends_before_anything_is_computed(outputs, tiny, message):
+    with pytest.raises((ValueError, FileNotFoundError)) as e: checked('distill', dict(task='wnli') | tiny | wrong[message])
+    assert message in str(e.value) and '\n' not in str(e.value)
+    assert not outputs.exists()
+
+@pytest.mark.parametrize('name', ['distill', 'teacher'])
+def test_the_check_passes_what_is_right(outputs, tiny, name):
+    assert checked(name, {k:v for k,v in tiny.items() if k in parameters(name)}).settings.task=='wnli'
+    assert not outputs.exists()
+
+def test_teacher_to_its_end(outputs, tiny):
+    *_,names = steps('teacher', {k:v for k,v in tiny.items() if k in parameters('teacher')} | dict(task='stsb'))
+    assert names['training']['epochs'][0]['scores']['validation'].keys()=={'pearson', 'spearman'}
+    assert len(list(outputs.glob('teachers/stsb-*/model.safetensors')))==1 and not (outputs/'students').exists()
+
+# ---------------------------------------------------------------- folders of GLUE files
+
+def write_glue(folder, task, rows=60):
+    "The demo's first rows of `task` in the shape of the GLUE download."
+    t,there = tasks[task],folder/tasks[task].folder
+    there.mkdir(parents=True)
+    for split,ds in load(task, 'demo').splits.items():
+        label = lambda r: t.labels[r['label']] if t.spelled else r['label']
+        lines = [t.official, *((*(r[c] for c in t.sentences), label(r)) for r in ds.select(range(min(rows, len(ds)))))]
+        (there/f"{split.replace('validation', 'dev')}.tsv").write_text('\n'.join('\t'.join(map(str, l)) for l in lines)+'\n')
+    return there
+
+def test_a_malformed_glue_file_is_named_with_its_line(tmp_path, outputs, tiny):
+    there = write_glue(tmp_path/'glue', 'rte')
+    lines = (there/'train.tsv').read_text().split('\n')
+    lines[6] = 'only one field'
+    (there/'train.tsv').write_text('\n'.join(lines))
+    with pytest.raises(ValueError) as e: checked('distill', dict(task='rte') | tiny | dict(data=str(tmp_path/'glue')))
+    assert str(e.value)==f'{there}/train.tsv:7: 1 fields where 3 are expected' and not outputs.exists()
+
+def test_a_missing_task_in_a_glue_folder_is_named(tmp_path, outputs, tiny):
+    write_glue(tmp_path/'glue', 'rte')
+    with pytest.raises(FileNotFoundError, match='lacks mrpc: looked for a folder MRPC'): checked('distill', dict(task='mrpc') | tiny | dict(data=str(tmp_path/'glue')))
+    assert not outputs.exists()
+
+def test_a_glue_folder_by_the_environment(tmp_path, outputs, tiny, monkeypatch):
+    write_glue(tmp_path/'glue', 'rte')
+    monkeypatch.setenv('FSD_GLUE', str(tmp_path/'glue'))
+    run = Experiment('rte', 'vkd', **{k:v for k,v in tiny.items() if k not in ('data', 'train_examples')}, max_steps=2).run()
+    assert (run.kind, run.source, run.record['data']['partial']) == ('trials', 'folder', True)
+    assert str(tmp_path) not in (run.folder/'run.json').read_text(), 'where the files lie on this machine is nobody\'s business'
+
+# ---------------------------------------------------------------- every task
+
+combinations = dict(cola='fsd_i', sst2='fsd_l', mrpc='fsd_g', stsb='fsd', qqp='fsd_il', mnli='fsd', qnli='vkd', rte='nods')
+
+@pytest.mark.parametrize('task, method', combinations.items())
+def test_every_task(outputs, tiny, task, method):
+    exp = Experiment(task, method, **tiny | dict(epochs=1))
+    run,t = exp.run(),tasks[task]
+    assert run.kind=='trials' and runs.load(run.folder).record==run.record
+    for scores in (run.scores, run.teacher, run.best, run.record['scores']['majority']):
+        assert {split:tuple(o) for split,o in scores.items()} == dict.fromkeys(t.dev, t.metrics)
+    student = AutoModelForSequenceClassification.from_pretrained(exp.student_folder)
+    assert student.config.num_labels==t.num_labels and student.config.num_hidden_layers==2
+    assert [l['step'] for l in run.record['history']] == list(range(1, 7))
+    for l in run.record['history']: assert set(run.record['terms']) < set(l) and np.isfinite([l['loss'], *(l[n] for n in run.record['terms'])]).all()
+    assert set(run.record['analysis']['restoration']) == (set() if t.regression else set(t.dev))
+    assert run.arrays()[f'student_{t.dev[0]}'].shape[1]==t.num_labels
+    kept = {p.name for p in outputs.iterdir()}
+    assert ('memories' in kept, 'features' in kept) == (method in ('fsd', 'fsd_g'), method!='nods')

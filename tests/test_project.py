@@ -1,0 +1,133 @@
+"""The project as a whole: library and notebooks agree, nothing of one machine is in them, and the wheel works by itself."""
+import configparser, os, re, shutil, site, subprocess, sys, venv, zipfile
+import nbformat, pytest
+from conftest import root
+import fsd
+
+notebooks = sorted((root/'nbs').glob('*.ipynb'))
+cells = {p.stem: nbformat.read(p, 4).cells for p in notebooks}
+commands = [n for n,cs in cells.items() if f'papermill nbs/{n}.ipynb' in cs[0].source]
+
+def run(*args, **kw): return subprocess.run([str(a) for a in args], capture_output=True, text=True, **kw)
+
+@pytest.fixture(scope='module')
+def tracked():
+    "Files that belong to the project, as git sees it."
+    done = run('git', 'ls-files', '-z', cwd=root)
+    if done.returncode: pytest.skip('not a git checkout')
+    return [f for f in done.stdout.split('\0') if (root/f).is_file()]
+
+@pytest.fixture
+def copy(tracked, tmp_path):
+    "The tracked files as they are in the working tree."
+    for f in tracked:
+        (tmp_path/'copy'/f).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(root/f, tmp_path/'copy'/f)
+    return tmp_path/'copy'
+
+# ---------------------------------------------------------------- notebooks and library
+
+def nbdev(command, folder):
+    done = run(sys.executable, '-c', f'from nbdev.clean import nbdev_clean\nfrom nbdev.doclinks import nbdev_export\n{command}()', cwd=folder)
+    assert done.returncode==0, done.stderr
+
+def contents(folder, pattern): return {p.name: p.read_bytes() for p in folder.glob(pattern)}
+
+def test_library_and_notebooks_are_fresh(copy):
+    nbs,library = contents(copy, 'nbs/*.ipynb'),contents(copy, 'fsd/*')
+    nbdev('nbdev_clean', copy)
+    assert [n for n,b in contents(copy, 'nbs/*.ipynb').items() if b!=nbs[n]]==[], 'run nbdev-clean'
+    nbdev('nbdev_export', copy)
+    assert [n for n,b in contents(copy, 'fsd/*').items() if b!=library.get(n)]==[], 'run nbdev-export'
+
+@pytest.mark.parametrize('name', cells)
+def test_the_first_cell_is_title_and_subtitle(name):
+    first = cells[name][0]
+    assert first.cell_type=='markdown' and re.match(r'# \S.*\n+> \S', first.source)
+
+@pytest.mark.parametrize('name', cells)
+def test_a_notebook_that_exports_says_once_where_to(name):
+    code = [c.source for c in cells[name] if c.cell_type=='code']
+    exports,where = any(re.search(r'^#\| *export', s, re.M) for s in code),re.findall(r'^#\| *default_exp +(\S+)', '\n'.join(code), re.M)
+    assert len(where)==(1 if exports else 0)
+    if exports: assert (root/'fsd'/f'{where[0]}.py').exists()
+
+def test_every_module_has_one_notebook():
+    where = re.findall(r'default_exp +(\w+)', '\n'.join(c.source for n in cells.values() for c in n if c.cell_type=='code'))
+    assert sorted(where)==sorted(p.stem for p in (root/'fsd').glob('*.py') if not p.stem.startswith('_'))
+
+@pytest.mark.parametrize('name', commands)
+def test_commands_have_one_cell_of_parameters(name):
+    assert 'distill' in commands and sum('parameters' in c.metadata.get('tags', []) for c in cells[name])==1
+
+def test_outputs_show_no_error():
+    assert [n for n,cs in cells.items() for c in cs for o in c.get('outputs', []) if o.output_type=='error']==[]
+
+# ---------------------------------------------------------------- what must not be there
+
+def test_nothing_is_unpickled():
+    bad = re.compile(r'\bimport pickle|\bpickle\.|\bjoblib\b|\bdill\b|torch\.load\(|allow_pickle=True|weights_only=False|trust_remote_code')
+    assert [f'{p.name}: {l}' for p in (root/'fsd').glob('*.py') for l in p.read_text().splitlines() if bad.search(l)]==[]
+
+def test_no_path_of_one_machine(tracked):
+    bad = re.compile(r'(?<![\w.:/])/(work|root|home|Users)/\w+')
+    ours = [f for f in tracked if f.startswith(('nbs/', 'fsd/', 'outputs/')) or f in ('README.md', 'settings.ini', 'pyproject.toml')]
+    texts = {f: (root/f).read_bytes().decode(errors='replace') for f in ours if not f.endswith(('.npz', '.png'))}
+    assert [f'{f}: {m[0]}' for f,t in texts.items() for m in bad.finditer(t)]==[]
+
+def test_every_setting_says_where_it_comes_from():
+    lines = [l for l in (root/'settings.ini').read_text().splitlines() if re.match(r'\w+ *=', l)]
+    assert [l for l in lines if not re.search(r'# (paper|released|ours)\b', l)]==[]
+    ini = configparser.ConfigParser(inline_comment_prefixes='#')
+    ini.read(root/'settings.ini')
+    assert len(lines)==len(ini.defaults()) + sum(len(ini._sections[s]) for s in ini.sections()), 'no value escapes the pattern'
+
+# ---------------------------------------------------------------- the package
+
+def test_import_is_cheap():
+    code = "import sys, fsd; fsd.resolve('rte', 'fsd'); dir(fsd); bad = {'torch', 'transformers', 'datasets', 'sklearn', 'pandas'} & set(sys.modules); assert not bad, bad"
+    done = run(sys.executable, '-c', code)
+    assert done.returncode==0, done.stderr
+
+def test_the_public_names_are_there():
+    for name in (*fsd._face, *fsd._modules()): assert getattr(fsd, name) is not None and name in dir(fsd)
+    assert {p.stem for p in (root/'fsd').glob('*.py') if not p.stem.startswith('_')}==set(fsd._modules())
+    with pytest.raises(AttributeError, match="no attribute 'distil'"): fsd.distil
+
+def build_wheel(source, folder):
+    done = run(sys.executable, '-m', 'pip', 'wheel', '--no-deps', '--wheel-dir', folder, source)
+    if re.search(r'No matching distribution found for hatchling|Failed to establish a new connection|Network is unreachable', done.stdout+done.stderr):
+        pytest.skip('building needs hatchling, and the package index cannot be reached')
+    assert done.returncode==0, done.stderr
+    return next(folder.glob('fsd-*.whl'))
+
+installed = '''
+import sys
+from pathlib import Path
+import fsd
+from fsd.settings import settings_file
+package = Path(fsd.__file__).parent
+assert package.is_relative_to(sys.prefix), package
+assert settings_file()==package/'settings.ini'
+assert fsd.resolve('qqp', 'fsd').memory_size==300
+from fsd import analysis, kept
+assert kept.outputs()==Path.cwd()/'outputs'
+assert analysis.beside_paper('rte', {}).notna().any(axis=None)
+fsd.Experiment
+print(fsd.__version__)
+'''
+
+def test_the_wheel_works_outside_the_checkout(copy, tmp_path):
+    wheel = build_wheel(copy, tmp_path)
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {'fsd/settings.ini', 'fsd/paper_tables.json', 'fsd/experiment.py'} <= set(names)
+    assert {n.split('/')[0] for n in names}=={'fsd', f'fsd-{fsd.__version__}.dist-info'}
+    venv.create(tmp_path/'venv', with_pip=False, symlinks=os.name!='nt')
+    python = next(p for p in (tmp_path/'venv/bin/python', tmp_path/'venv/Scripts/python.exe') if p.exists())
+    own = run(python, '-c', "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip()
+    done = run(sys.executable, '-m', 'pip', 'install', '--no-deps', '--no-index', '--target', own, wheel)
+    assert done.returncode==0, done.stderr
+    with open(f'{own}/dependencies.pth', 'w') as f: f.write('\n'.join(site.getsitepackages()))
+    (tmp_path/'elsewhere').mkdir()
+    done = run(python, '-c', installed, cwd=tmp_path/'elsewhere', env={k:v for k,v in os.environ.items() if k!='PYTHONPATH'})
+    assert done.returncode==0 and done.stdout.strip()==fsd.__version__, done.stderr
