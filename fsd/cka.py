@@ -33,11 +33,10 @@ def _exact(x: Tensor) -> torch.dtype:
 def _blocks(
     x: Tensor, # (b, n, d)
     dtype: torch.dtype, # Of the buffer
-    size: int = 1 << 18, # Numbers in a block; all of `x` if it is not on the CPU
 ) -> Iterator[tuple[tuple, Tensor]]: # Where the block lies in `x`, buffer of its shape
-    "Cut `x` into blocks of some examples and some columns that fit the cache, with one buffer for them all"
+    "Cut `x` into blocks of some examples and some columns, $2^{18}$ numbers for each thread's cache, with one buffer for them all; one block on a GPU"
     b, n, d = x.shape
-    if x.device.type != 'cpu': size = x.numel()
+    size = torch.get_num_threads() << 18 if x.device.type == 'cpu' else x.numel()
     cols = max(1, min(d, size // max(1, n)))
     rows = max(1, min(b, size // max(1, n * cols)))
     buffer = x.new_empty(rows, n, cols, dtype=dtype)
