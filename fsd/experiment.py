@@ -39,12 +39,14 @@ class Experiment:
         self.name = model_name(self.source)
         s = self.settings = resolve(task, method, self.name, **params)
         self.student_source = find_model(s.student_model) if s.student_model else self.source
+        if s.student_model and load_tokenizer(self.student_source).get_vocab()!=load_tokenizer(self.source).get_vocab():
+            raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; teacher and student read the same tokens")
         self.data = load(task, s.data, s.partial)
         self.task = self.data.task
         config,config_s = AutoConfig.from_pretrained(self.source), AutoConfig.from_pretrained(self.student_source)
         check_fit(s, config.max_position_embeddings, config_s.num_hidden_layers, config.num_hidden_layers,
                   min(len(self.data.splits['train']), s.train_examples or 10**9), self.needs_memory)
-        self.overrides = overrides(s, self.name)
+        self.overrides = overrides(s, self.name) | ({'student_model':model_name(self.student_source)} if s.student_model else {})
         self.kind = runs.kind_of(s, dict(source=self.data.source, partial=self.data.partial))
         self.folder = runs.folder_of(s, self.name, self.kind, self.overrides)
         self.seconds,self.found = {},{}
