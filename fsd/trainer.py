@@ -6,6 +6,7 @@
 __all__ = ['DistillationConfig', 'NonFinite', 'DistillationTrainer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -104,14 +105,27 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
 
 @patch
 def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
-    "Add `values` up for the log; stop with a last checkpoint if `loss` is not finite."
+    "Add `values` up for the log; stop if `loss` is not finite."
     if not loss.isfinite():
         bad = next((n for n,v in values.items() if not v.isfinite()), 'a weight')
-        self._save_checkpoint(self.model, None)
-        raise NonFinite(f"step {self.state.global_step+1}: the loss is {loss.item()} because of {bad!r} ({', '.join(f'{n} {v.item():.4g}' for n,v in values.items())}). "
-                        f"The state before it is kept in {self.args.output_dir}/checkpoint-{self.state.global_step}")
+        self.stop(f"the loss is {loss.item()} because of {bad!r} ({', '.join(f'{n} {v.item():.4g}' for n,v in values.items())})")
     for n,v in values.items(): self.sums[n] = self.sums.get(n,0) + v
     self.batches += 1
+
+@patch
+def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
+    "The gradient's norm; stop if it is not finite, unless a loss scaler is there to skip such steps."
+    norm = super(DistillationTrainer, self)._get_grad_norm(model, grad_norm)
+    if self.accelerator.scaler is None and not math.isfinite(norm): self.stop(f'the gradient is {float(norm)} though the loss is finite')
+    return norm
+
+@patch
+def stop(self:DistillationTrainer, why:str):
+    "Keep the state before this step, if it is sound, and raise `NonFinite`."
+    sound = all(p.isfinite().all() for p in self.model.parameters())
+    if sound: self._save_checkpoint(self.model, None)
+    raise NonFinite(f"step {self.state.global_step+1}: {why}. " + (f"The state before it is kept in {self.args.output_dir}/checkpoint-{self.state.global_step}" if sound
+                    else f"The weights are not finite any more; the checkpoints in {self.args.output_dir} are from before"))
 
 @patch
 def log(self:DistillationTrainer, logs, start_time=None):
