@@ -135,7 +135,6 @@ def _project(x, budget, shift, rng):
     "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 512, and the sum of squares"
     n,p = x.shape
     d = min(p, 512, int(budget/2//(4*p)), int(budget/4//(4*n)))
-    if d < min(p, 16): raise ValueError(f"a budget of {budget:.3g} bytes is too small for {n} examples of {p} features, {4*16*max(2*p, 4*n):.3g} are needed")
     r = None if d==p else torch.randn(p, d, generator=rng).div_(d**.5).to(shift.device)
     y,total = torch.empty(n, d), 0.
     for i,b in _blocks(x, _rows(x, budget, 4*d*(n+p)), shift, 'projection'):
@@ -204,8 +203,11 @@ def kmeans(
     n,p = x.shape
     if not 1 <= k <= n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
     if road not in ('auto','gram','streaming'): raise ValueError(f"unknown road {road!r}, choose 'auto', 'gram' or 'streaming'")
+    if road=='auto': road = 'gram' if 8*n*n <= budget/2 else 'streaming'
+    least = max(4*p*(k+2), 8*n*n + 32*p if road=='gram' else max(32*p, 4*min(p, 16)*max(2*p, 4*n)))
+    if budget < least: raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples of {p} features, it takes at least {least:.3g}")
     rng = torch.Generator().manual_seed(seed)
-    if road=='streaming' or road=='auto' and 8*n*n > budget/2: return _stream(x, k, rng, restarts, tol, budget, device)
+    if road=='streaming': return _stream(x, k, rng, restarts, tol, budget, device)
     g = _gram(x, budget-8*n*n, device)
     a,inertia = min((_lloyd(g, k, rng) for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False)), key=lambda o: o[1])
     del g
@@ -398,7 +400,7 @@ class GlobalStructure(nn.Module):
             res = {'memory': self._memory(products[-1][:-1,:-1])}
             with torch.no_grad():
                 h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1]).to(self.rows_t).add(self.rows_t[-1])
-                t = _relations((h_t.square().sum(1)).to(self.gram_t), _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
+                t = _relations(h_t.square().sum(1).to(self.gram_t), _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
             s = _relations(*products, _noise(h_s))
             for name,s_,t_ in zip(('distance','cosine'), s, t):
                 if self.weights[name]: res[name] = F.mse_loss(s_, t_)

@@ -78,6 +78,14 @@ def test_bad_input(x, road):
     with pytest.raises(ValueError, match='not finite'): kmeans(x, 3, road=road)
     with pytest.raises(ValueError, match='too small'): kmeans(x, 3, budget=1000, road=road)
 
+@roads
+@pytest.mark.parametrize('n,p,k', [(40,30,5), (40,30,40), (200,10,3), (30,2000,2)])
+def test_least_budget(road, n, p, k):
+    x = torch.randn(n, p, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match='at least') as e: kmeans(x, k, budget=1, road=road)
+    least = float(str(e.value).split()[-1])
+    assert kmeans(x, k, budget=least*1.01, road=road, restarts=1).counts.min() > 0
+
 def test_bad_road(x):
     with pytest.raises(ValueError, match="'faster'"): kmeans(x, 3, road='faster')
 
