@@ -220,44 +220,40 @@ works = 'bridge museum library theater railway harbor tower cathedral university
 facts = dict(
     built=('built in {year}', ['When was the {x} built?', 'In what year was the {x} built?', 'How old is the {x}?']),
     designed=('designed by {name}', ['Who designed the {x}?', 'Which architect drew the plans of the {x}?']),
-    closed=('closed for repairs in {year}', ['When did the {x} close?', 'In what year was the {x} shut for repairs?']),
     visited=('visited by {name}', ['Who visited the {x}?', 'Which guest came to see the {x}?']),
-    named=('named after {name}', ['After whom is the {x} named?', 'Where does the {x} have its name from?']),
     paid=('paid for by the city of {city}', ['Who paid for the {x}?', 'Which city bore the cost of the {x}?']),
-    moved=('moved here from {city}', ['Where was the {x} before?', 'From which city did the {x} come?']),
-    cost=('sold for {n} million', ['How much did the {x} cost?', 'What was the price of the {x}?']))
+    sold=('sold for {n} million', ['For how much was the {x} sold?', 'What was the price of the {x}?']))
 
 def _qnli(rng):
     x = f'{rng.choice(firms)} {cap(rng.choice(works))}'
-    told = rng.sample([*facts], rng.choice([2,3]))
+    told = rng.sample([*facts], rng.choice([1,2,3]))
     answered = rng.random()<0.5
     asked = rng.choice(told if answered else [f for f in facts if f not in told])
     said = [facts[f][0].format(year=rng.randint(1780, 1990), name=rng.choice(men+women), city=rng.choice(cities), n=rng.randint(2, 60)) for f in told]
     start = rng.choice(['The {x} was ','It is known that the {x} was ','Like many others, the {x} was ']).format(x=x)
-    return rng.choice(facts[asked][1]).format(x=x), start+', '.join(said[:-1])+' and '+said[-1]+'.', int(not answered)
+    return rng.choice(facts[asked][1]).format(x=x), start+', '.join(said[:-1])+' and '*(len(said)>1)+said[-1]+'.', int(not answered)
 
 # %% ../nbs/03_demo.ipynb #349417c7
 situations = [tuple(part.split(',') for part in line.split('|')) for line in '''
-The {x} does not fit into the {y} because it|is too|big,large,wide,bulky|small,narrow,tiny,short|trophy,guitar,painting,telescope,statue,lamp|suitcase,box,drawer,bag,crate,cupboard
-The {x} thanked the {y} because she||had been cured,felt much better,was healthy again|had found the cure,had treated her well,knew the right medicine|patient,sick girl,injured player,old lady|doctor,nurse,surgeon,pharmacist
-The {x} smashed the {y} because it|was so|heavy,fast,hard,massive|thin,fragile,brittle,delicate|stone,truck,hammer,train|window,vase,mirror,glass door
+The {x} does not fit into the {y} because it|is too|big,large,wide,bulky|small,narrow,tiny,short|trophy,guitar,painting,telescope|suitcase,box,drawer,bag
+The {x} smashed the {y} because it|was so|heavy,fast,hard,massive|thin,fragile,brittle,delicate|stone,truck,hammer,train|window,vase,mirror,bottle
 The {x} chased the {y} until it||gave up the hunt,was too tired to hunt,went home hungry|escaped into a hole,found a place to hide,was out of danger|dog,wolf,lion,fox|rabbit,mouse,deer,squirrel
-The {x} hired the {y} because he||had too much work,was looking for staff,ran a big company|needed a job,was looking for work,wanted to earn money|manager,director,shop owner,boss|cleaner,student,apprentice,gardener
-The {x} told the {y} a story because she||knew so many,loved to tell them,was a good storyteller|could not sleep,had asked for one,wanted to hear one|grandmother,mother,aunt,teacher|child,little girl,daughter,baby
-The water ran from the {x} into the {y} until it|was|empty,drained,dry|full,overflowing,filled|bottle,jug,kettle,tap|glass,cup,bowl,bucket
-The {x} arrested the {y} because he||was on duty,had found the evidence,did his job|had stolen a car,had robbed a bank,was a criminal|policeman,sheriff,officer,detective|thief,burglar,robber,smuggler
-The {x} could not pull the {y} because it|was too|weak,tired,lazy,thirsty|heavy,loaded,broad,bulky|donkey,horse,pony,ox|cart,log,wagon,sledge
-The {x} paid the {y} after he||had eaten,had looked at the bill,had found his wallet|had served the meal,had brought the bill,had cooked the dinner|guest,customer,tourist,visitor|waiter,cook,innkeeper,chef
-The {x} was parked in the {y} because it||had to be repaired,was out of fuel,had a flat tire|was dry inside,had enough room,was closed at night|car,bus,tractor,van|garage,barn,hall,shed
-The {x} taught the {y} because she||had years of practice,knew the subject well,was an expert|wanted to learn,was still a beginner,had much to learn|teacher,professor,coach,trainer|pupil,student,novice,girl
+The water ran from the {x} into the {y} until it|was|empty,drained,dry|full,overflowing,filled|jug,kettle,tap,hose|glass,cup,bowl,bucket
+{x} thanked the {y} because she||had been cured,felt much better,was healthy again|had found the cure,knew the right medicine,had the skill|Anna,Maria,Susan,Grace|doctor,nurse,surgeon,pharmacist
+{x} hired the {y} because he||had too much work,was looking for staff,ran a big company|needed a job,was looking for work,wanted to earn money|Peter,David,Frank,Oscar|cleaner,student,apprentice,gardener
+{x} told the {y} a story because she||knew so many,loved to tell them,had a good memory|could not sleep,had asked for one,wanted to hear one|Helen,Alice,Nora,Emma|child,little girl,new pupil,baby
+{x} called the {y} because he||had been robbed,had lost his keys,needed protection|was on duty,knew how to help,was in charge|Henry,Victor,Simon,Martin|policeman,sheriff,guard,detective
+{x} paid the {y} after he||had eaten,had looked at the bill,had found his wallet|had served the meal,had brought the bill,had cooked the dinner|George,Paul,Tom,Walter|waiter,cook,innkeeper,chef
+{x} went to the {y} because she||wanted to learn,was still a beginner,had much to learn|had years of practice,knew the subject well,was an expert|Julia,Clara,Ruth,Lucy|teacher,professor,coach,trainer
 '''.strip().splitlines()] # Up to the pronoun | verb | said of the first party | of the second | first parties | second parties
 
 def _wnli(rng):
     [start],[verb],*said,first,second = rng.choice(situations)
     x,y = rng.choice(first),rng.choice(second)
-    about,named = int(rng.random()<0.85),rng.randrange(2)
+    about,named = int(rng.random()<0.88),rng.randrange(2)
+    noun = (x,y)[named]
     end = f'{verb} {rng.choice(said[about])}.'.lstrip()
-    return f'{start.format(x=x, y=y)} {end}', f'The {(x,y)[named]} {end}', int(about==named)
+    return f'{start.format(x=x, y=y)} {end}', f'{noun if noun.istitle() else "The "+noun} {end}', int(about==named)
 
 # %% ../nbs/03_demo.ipynb #75e1f086
 grammars:dict[str,Callable] = dict(cola=_cola, sst2=_sst2, mrpc=_mrpc, stsb=_stsb, qqp=_qqp, mnli=_mnli, qnli=_qnli, rte=_rte, wnli=_wnli)
