@@ -225,13 +225,17 @@ facts = dict(
     sold=('sold for {n} million', ['For how much was the {x} sold?', 'What was the price of the {x}?']))
 
 def _qnli(rng):
-    x = f'{rng.choice(firms)} {cap(rng.choice(works))}'
-    told = rng.sample([*facts], rng.choice([1,2,3]))
-    answered = rng.random()<0.5
-    asked = rng.choice(told if answered else [f for f in facts if f not in told])
+    x,y = (f'{firm} {cap(rng.choice(works))}' for firm in two(rng, firms))
+    answered,told = rng.random()<0.5,rng.sample([*facts], rng.choice([2,3]))
     said = [facts[f][0].format(year=rng.randint(1780, 1990), name=rng.choice(men+women), city=rng.choice(cities), n=rng.randint(2, 60)) for f in told]
-    start = rng.choice(['The {x} was ','It is known that the {x} was ','Like many others, the {x} was ']).format(x=x)
-    return rng.choice(facts[asked][1]).format(x=x), start+', '.join(said[:-1])+' and '*(len(said)>1)+said[-1]+'.', int(not answered)
+    start = rng.choice(['The {} was ','It is known that the {} was ','Like many others, the {} was '])
+    if rng.random()<0.5: # the other fact is about another building
+        sentence = f'{start.format(x)}{said[0]}, while the {y} was {said[1]}.'
+        asked,about = (told[0],x) if answered else rng.choice([(told[1],x), (told[0],y)])
+    else:
+        sentence = f"{start.format(x)}{', '.join(said[:-1])} and {said[-1]}."
+        asked,about = rng.choice(told if answered else [f for f in facts if f not in told]),x
+    return rng.choice(facts[asked][1]).format(x=about), sentence, int(not answered)
 
 # %% ../nbs/03_demo.ipynb #349417c7
 situations = [tuple(part.split(',') for part in line.split('|')) for line in '''

@@ -6,6 +6,8 @@
 __all__ = ['reductions', 'ce', 'kd', 'mse_logits', 'similarity_loss', 'intra', 'local']
 
 # %% ../nbs/06_losses.ipynb #b3b12389
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -50,22 +52,29 @@ def mse_logits(
     return F.mse_loss(logits_s.to(dtype), logits_t.detach().to(dtype))
 
 # %% ../nbs/06_losses.ipynb #73d6fae8
+def _log(c): return (c.abs() + 1e-8).log()
+
+def _log_with_line(c, at=.01):
+    "Logarithm above `at`, its tangent below"
+    return torch.where(c > at, c.clamp(min=at).log(), math.log(at) + c/at - 1)
+
 reductions = {
-    'log_of_mean': lambda c, w: -((w * c).sum() + 1e-8).log(),
-    'mean_of_log': lambda c, w: -(w * (c + 1e-8).log()).sum(),
-    'one_minus':   lambda c, w: 1 - (w * c).sum()}
+    'log_of_mean': lambda c, w, log: -log((w * c).sum()),
+    'mean_of_log': lambda c, w, log: -(w * log(c)).sum(),
+    'one_minus':   lambda c, w, log: 1 - (w * c).sum()}
 
 # %% ../nbs/06_losses.ipynb #305f0655
 def similarity_loss(
     cka: Tensor, # CKA values, any shape
     reduction: str = 'log_of_mean', # 'log_of_mean' (the released code), 'mean_of_log' or 'one_minus'
     keep: Tensor | None = None, # Which values count, boolean, same shape; all if None
+    debiased: bool = False, # Whether the values are debiased, and so may be negative
 ) -> Tensor: # Scalar; 0 if no value counts
-    "Loss of the absolute values of CKA, 0 where all are 1"
+    "Loss of CKA values, 0 where all are 1"
     if reduction not in reductions: raise ValueError(f"unknown reduction {reduction!r}, must be one of {', '.join(reductions)}")
     keep = torch.ones_like(cka) if keep is None else keep.to(cka)
     count = keep.sum()
-    return reductions[reduction](cka.abs(), keep / count.clamp(min=1)) * (count > 0)
+    return reductions[reduction](cka, keep / count.clamp(min=1), _log_with_line if debiased else _log) * (count > 0)
 
 # %% ../nbs/06_losses.ipynb #f86541c8
 def _check(h_s, h_t, mask):
@@ -86,7 +95,7 @@ def intra(
     _check(h_s, h_t, mask)
     cka = _cka(h_s, h_t.detach(), mask, debiased)
     tokens = torch.full_like(cka, h_s.shape[1]) if mask is None else mask.sum(-1)
-    return similarity_loss(cka, reduction, tokens > (3 if debiased else 1)).to(_dtype(h_s, h_t))
+    return similarity_loss(cka, reduction, tokens > (3 if debiased else 1), debiased).to(_dtype(h_s, h_t))
 
 # %% ../nbs/06_losses.ipynb #38f89131
 def local(
@@ -100,4 +109,4 @@ def local(
     _check(h_s, h_t, mask)
     if mask is not None: h_s, h_t = (h.masked_fill(mask[..., None] == 0, 0) for h in (h_s, h_t))
     cka = _cka(h_s.flatten(1), h_t.detach().flatten(1), None, debiased)
-    return similarity_loss(cka, reduction, torch.full_like(cka, len(h_s)) > (3 if debiased else 1)).to(_dtype(h_s, h_t))
+    return similarity_loss(cka, reduction, torch.full_like(cka, len(h_s)) > (3 if debiased else 1), debiased).to(_dtype(h_s, h_t))

@@ -77,7 +77,7 @@ def _gram(x, budget, device):
             for j,b,i_,a_ in chain(parts, rest):
                 part = a_ @ b.mT
                 g[i_,j],g[j,i_] = part,part.mT
-                bar.update(2*part.numel())
+                bar.update(2*part.numel() - (len(a_)**2 if j.start==i_.start else 0))
     mean = g.mean(0)
     return g.sub_(mean).sub_(mean[:,None]).add_(mean.mean())
 
@@ -267,7 +267,7 @@ def memory_structure(
     debiased:bool=False, # Debiased CKA
 )->Tensor: # Scalar
     "How far two memories are from having one structure (equation 8)"
-    return similarity_loss(linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased), reduction)
+    return similarity_loss(linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased), reduction, debiased=debiased)
 
 # %% ../nbs/07_memory.ipynb #7e1aa2e0
 def distance(h:Tensor, m:Tensor)->Tensor:
@@ -386,7 +386,7 @@ class GlobalStructure(nn.Module):
         k_t = self.gram_t[:-1,:-1].to(k)
         kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
         tiny = torch.finfo(k.dtype).tiny
-        return similarity_loss(kt / (kk.clamp(min=tiny).sqrt()*tt.clamp(min=tiny).sqrt()), self.reduction)
+        return similarity_loss(kt / (kk.clamp(min=tiny).sqrt()*tt.clamp(min=tiny).sqrt()), self.reduction, debiased=self.debiased)
 
     def terms(self,
         h_s:Tensor, # Student, (N, L, D_s)

@@ -88,7 +88,7 @@ def find_model(
 def model_name(model:str|Path)->str:
     "Short name of a model folder or hub id, safe as a folder name."
     path = Path(model)
-    if path==packaged(): return 'minilm-l6-h384'
+    if path==packaged(): return 'all-minilm-l6-v2'
     snapshot = next((p for p in path.parts if p.startswith('models--')), None)  # the hub's cache names folders after commits
     return re.sub(r'[^\w.-]', '-', snapshot.split('--')[-1] if snapshot else path.absolute().name)
 

@@ -23,8 +23,8 @@ def settings_file()->Path:
 def read_settings(
     path:Path|None=None, # Another file in the same format
 )->configparser.ConfigParser:
-    "The parsed settings; comments start at `#`, values may be overlaid section by section."
-    ini = configparser.ConfigParser(inline_comment_prefixes='#', default_section='DEFAULT')
+    "The parsed settings; comments start at `#`, and a section holds only what stands in it, `[DEFAULT]` being one like the others."
+    ini = configparser.ConfigParser(inline_comment_prefixes='#', default_section='')
     with open(path or settings_file(), encoding='utf-8') as f: ini.read_file(f)
     return ini
 
@@ -56,7 +56,7 @@ _words = {bool:'yes or no', int:'a whole number', float:'a number', str:'text'}
 
 # %% ../nbs/00_settings.ipynb #ec5ca92a
 def setting(
-    help:str,    # One line, shown by `papermill --help-notebook` and in errors
+    help:str,    # One line, shown in errors
     **rule,      # `low`, `high` (inclusive), `above` (exclusive) or `choices`
 ):
     "A field of a settings class."
@@ -156,7 +156,7 @@ def resolve(
         if name not in kinds: raise unknown('parameter', name, kinds)
     given = {'task':task, 'method':method}
     for section in (task, model_section, method):
-        if ini.has_section(section or ''): given |= {k:v for k,v in ini[section].items() if v!=ini['DEFAULT'].get(k)}
+        if ini.has_section(section or ''): given |= dict(ini[section])
     given |= {k:v for k,v in params.items() if v is not None}
     for name in given:
         if name not in kinds: raise unknown('setting in settings.ini', name, kinds)
@@ -192,8 +192,8 @@ def overrides(
     usual = asdict(resolve(s.task, s.method, model_section))
     return {k:v for k,v in asdict(s).items() if v!=usual[k] and k not in beside}
 
-# settings that name a run's folder by themselves, or change how but not what is computed
-beside = {'model','data','seed','eval_batch_size','teacher_features','memory_budget','checkpoint_every','log_every'}
+# settings that name a run's folder by themselves, or that change results by rounding alone
+beside = {'model','data','seed','eval_batch_size','teacher_features','checkpoint_every','log_every'}
 
 # %% ../nbs/00_settings.ipynb #2270b58b
 def new_names(
@@ -215,6 +215,7 @@ def from_released(
     return dict(beta=1., gamma_g=epsilon*sigma, gamma_i=rest*gamma, gamma_l=rest*(1-gamma))
 
 def to_released(gamma_i:float, gamma_l:float, gamma_g:float)->dict:
-    "The nested weights that mean the same as equation 11's with `beta` 1."
+    "The nested weights that mean the same as equation 11's with `beta` 1; intra and local must not both be 0, as their ratio is one of them."
+    if gamma_i+gamma_l<=0: raise ValueError(f"gamma_i={gamma_i} and gamma_l={gamma_l}: the nested form needs one of them above 0")
     epsilon = gamma_g + 2*(gamma_i+gamma_l)
     return dict(epsilon=epsilon, sigma=gamma_g/epsilon, gamma=gamma_i/(gamma_i+gamma_l))
