@@ -20,12 +20,12 @@ women = 'Anna Maria Susan Grace Helen Alice Nora Emma Julia Clara Ruth Lucy Dian
 men = 'Peter David Frank Oscar Henry Victor Simon Martin George Paul Tom Walter Adam Leo Hugo Carl'.split()
 cities = 'Lyon Bergen Porto Ghent Leeds Turin Graz Cork Malmo Bonn Seville Basel Riga Split Dover Utrecht'.split()
 days = 'Monday Tuesday Wednesday Thursday Friday Saturday Sunday'.split()
-kinds = dict(
-    vehicle='car truck van tractor bicycle motorcycle wagon scooter',
-    instrument='violin guitar piano flute trumpet cello drum harp',
-    tool='hammer saw drill wrench shovel ladder rake chisel',
-    garment='jacket coat scarf sweater shirt hat dress belt',
-    furniture='table chair sofa desk bookcase wardrobe bench cupboard')
+kinds = {
+    'vehicle':'car truck van tractor bicycle motorcycle wagon scooter',
+    'instrument':'violin guitar piano flute trumpet cello drum harp',
+    'tool':'hammer saw drill wrench shovel ladder rake chisel',
+    'garment':'jacket coat scarf sweater shirt hat dress belt',
+    'piece of furniture':'table chair sofa desk bookcase wardrobe bench cupboard'}
 kinds = {k:v.split() for k,v in kinds.items()}
 
 def a(noun): return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
@@ -281,7 +281,7 @@ def demo_rows(
     t = tasks[task]
     if split not in t.sizes: raise ValueError(f"{task} has no split {split!r}, only {', '.join(t.sizes)}")
     if n is None: n = min(sizes[split], t.sizes[split])
-    rng,rows = Random(f'{task} {split} {seed}'),{}
+    rng,rows = Random(f'{task}/{split}/{seed}'),{}
     world = (abroad,) if split=='validation_mismatched' else ()
     for _ in range(200*n):
         if len(rows)==n: break
