@@ -55,11 +55,11 @@ def _blocks(x, rows, shift, desc=None, start=0):
             yield slice(i, j), block
             bar.update(j-i)
 
-def _rows(x, budget, fixed=0):
-    "How many rows of `x` fit into `budget` bytes beside `fixed`, once as they come and once in float32"
+def _rows(x, budget, fixed=0, most=512):
+    "How many rows of `x`, at most `most`, fit into `budget` bytes beside `fixed`, once as they come and once in float32"
     row = 8*x.shape[1]
     if budget < fixed+row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
-    return int((budget-fixed) // row)
+    return min(most, int((budget-fixed) // row))
 
 def _middle(x, rows, device):
     "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share"
@@ -68,7 +68,7 @@ def _middle(x, rows, device):
 # %% ../nbs/07_memory.ipynb #26d6a045
 def _gram(x, budget, device):
     "Gram matrix of the rows of `x` around their mean, (n, n)"
-    n,hold,rows = x.shape[0], _rows(x, budget/2), _rows(x, budget/4)
+    n,hold,rows = x.shape[0], _rows(x, budget/2, most=x.shape[0]), _rows(x, budget/4)
     shift,g = _middle(x, rows, device), torch.empty(n, n, device=device)
     with tqdm(total=n*n, desc='Gram matrix', unit='pair', delay=2, leave=False) as bar:
         for i,a in _blocks(x, hold, shift):
