@@ -67,6 +67,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'fsd/experiment.py'),
                                 'fsd.experiment.Experiment._scores': ('experiment.html#experiment._scores', 'fsd/experiment.py'),
                                 'fsd.experiment.Experiment._train': ('experiment.html#experiment._train', 'fsd/experiment.py'),
+                                'fsd.experiment.Experiment.determined_by': ( 'experiment.html#experiment.determined_by',
+                                                                             'fsd/experiment.py'),
                                 'fsd.experiment.Experiment.device': ('experiment.html#experiment.device', 'fsd/experiment.py'),
                                 'fsd.experiment.Experiment.done': ('experiment.html#experiment.done', 'fsd/experiment.py'),
                                 'fsd.experiment.Experiment.evaluate': ('experiment.html#experiment.evaluate', 'fsd/experiment.py'),

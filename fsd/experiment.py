@@ -6,19 +6,19 @@
 __all__ = ['Experiment', 'once', 'shown', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
 # %% ../nbs/15_experiment.ipynb #0389fef9
-import json, os, re, resource, shutil, sys, time
+import os, re, resource, shutil, sys, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from . import analysis, runs
 from .features import KeptTeacher, LiveTeacher, keep_features
 from .glue import collate, load, scores, tokenise
-from .kept import fingerprint, kept, outputs, read_json, verify, write_json
+from .kept import fingerprint, kept, outputs, read_json, write_json
 from .memory import kmeans, released_memory
-from .methods import Objective, Pair, find_method, terms, weight
+from .methods import Pair, find_method, terms, weight
 from .models import depth, find_model, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, quiet
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
@@ -48,8 +48,8 @@ class Experiment:
             raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; teacher and student read the same tokens")
         self.data = load(task, s.data, s.partial)
         self.task = self.data.task
-        config,config_s = AutoConfig.from_pretrained(self.source), AutoConfig.from_pretrained(self.student_source)
-        check_fit(s, config.max_position_embeddings, config_s.num_hidden_layers, config.num_hidden_layers,
+        self.config,self.student_config = AutoConfig.from_pretrained(self.source), AutoConfig.from_pretrained(self.student_source)
+        check_fit(s, self.config.max_position_embeddings, self.student_config.num_hidden_layers, self.config.num_hidden_layers,
                   min(len(self.data.splits['train']), s.train_examples or 10**9), self.needs_memory)
         changed = overrides(s, self.name) | ({'student_model':model_name(self.student_source)} if s.student_model else {})
         self.overrides = {k:v for k,v in changed.items() if k in self.reads}
@@ -118,7 +118,7 @@ def _about_teachers(self:Experiment)->dict:
                 **{k:getattr(s,k) for k in [*_optimisation, *_of_teachers]})
 
 @patch(as_prop=True)
-def penultimate(self:Experiment)->int: return AutoConfig.from_pretrained(self.source).num_hidden_layers-1
+def penultimate(self:Experiment)->int: return self.config.num_hidden_layers-1
 
 @patch
 def _about_memories(self:Experiment)->dict:
@@ -130,7 +130,7 @@ def _about_memories(self:Experiment)->dict:
 # %% ../nbs/15_experiment.ipynb #2ba140bf
 @patch(as_prop=True)
 def student_depth(self:Experiment)->int:
-    return self.settings.student_layers or AutoConfig.from_pretrained(self.student_source).num_hidden_layers//2
+    return self.settings.student_layers or self.student_config.num_hidden_layers//2
 
 @patch
 def _about_students(self:Experiment)->dict:
@@ -144,18 +144,23 @@ def _about_students(self:Experiment)->dict:
 
 # %% ../nbs/15_experiment.ipynb #f8a72544
 @patch
+def determined_by(self:Experiment, kind:str)->dict:
+    "All that determines the `teachers`, `memories` or `students` of this experiment, the code among it."
+    return dict(code=self.code, **getattr(self, f'_about_{kind}')())
+
+@patch
 def place(self:Experiment, kind:str)->Path:
     "Where the `teachers`, `memories` or `students` of this experiment lie, made or not."
-    s,about = self.settings,getattr(self, f'_about_{kind}')()
+    s = self.settings
     label = [f'{s.method}-s{s.seed}'] if kind=='students' else []
-    return outputs()/kind/'-'.join([s.task, self.name, *label, fingerprint(code=self.code, **about)])
+    return outputs()/kind/'-'.join([s.task, self.name, *label, fingerprint(**self.determined_by(kind))])
 
 @patch
 def done(self:Experiment)->runs.Run|None:
     "The finished run, if its record is there and was made from just this."
     if not (self.folder/'run.json').exists(): return None
     run = runs.load(self.folder)
-    return run if run.record.get('fingerprint')==fingerprint(code=self.code, **self._about_students()) else None
+    return run if run.record.get('fingerprint')==fingerprint(**self.determined_by('students')) else None
 
 # %% ../nbs/15_experiment.ipynb #591f1f5f
 @patch(as_prop=True)
@@ -207,13 +212,13 @@ def _epochs(self:Experiment, log:list)->list[dict]:
 
 # %% ../nbs/15_experiment.ipynb #5532b2bf
 @patch
-def _kept(self:Experiment, kind:str, build, about:dict)->Path:
+def _kept(self:Experiment, kind:str, build)->Path:
     "The folder `place(kind)`, built unless it is there; says which, and remembers how long it took."
     folder,start,built = self.place(kind),time.time(),[]
     def counted(tmp):
         built.append(print(f'{kind}: making {shown(folder)}', flush=True))
         build(tmp)
-    kept(folder, counted, code=self.code, **about)
+    kept(folder, counted, **self.determined_by(kind))
     self.seconds[kind] = time.time()-start if built else None
     if not built: print(f'{kind}: found {shown(folder)}', flush=True)
     return folder
@@ -222,9 +227,9 @@ def _kept(self:Experiment, kind:str, build, about:dict)->Path:
 @once
 def teacher_folder(self:Experiment)->Path:
     "The fine-tuned teacher, an ordinary checkpoint of transformers; a fine-tuning that was killed goes on from its last checkpoint."
-    s,about = self.settings,self._about_teachers()
+    s = self.settings
     def build(folder): self._train(folder, 'teachers', load_teacher(self.source, s.task, s.teacher_seed), 'nods', s.teacher_epochs, s.teacher_lr, s.teacher_seed)
-    return self._kept('teachers', build, about)
+    return self._kept('teachers', build)
 
 @patch(as_prop=True)
 def device(self:Experiment)->torch.device: return torch.accelerator.current_accelerator() or torch.device('cpu')
@@ -271,8 +276,7 @@ def teacher_scores(self:Experiment)->pd.DataFrame:
 @patch
 def _objective_needs(self:Experiment)->frozenset:
     "What the method needs of the teacher besides logits."
-    n = AutoConfig.from_pretrained(self.source).num_hidden_layers
-    pair = Pair(self.settings, self.student_depth, n, 1, regression=self.task.regression)
+    pair = Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size, regression=self.task.regression)
     return frozenset().union(*(terms[t].needs(pair)[1] for t in self.weights))
 
 @patch(as_prop=True)
@@ -309,9 +313,9 @@ def memory(self:Experiment)->torch.Tensor|None:
         clusters = procedure()
         np.save(folder/'centroids.npy', clusters.centroids.numpy())
         write_json(folder/'clusters.json', dict(inertia=clusters.inertia, counts=clusters.counts.tolist()))
-    folder = self._kept('memories', build, self._about_memories())
+    folder = self._kept('memories', build)
     c = torch.from_numpy(np.load(folder/'centroids.npy'))
-    return c.unflatten(1, (-1, AutoConfig.from_pretrained(self.source).hidden_size))
+    return c.unflatten(1, (-1, self.config.hidden_size))
 
 # %% ../nbs/15_experiment.ipynb #9f4d74e0
 @patch
@@ -338,7 +342,7 @@ def student_folder(self:Experiment)->Path:
     "The distilled student, an ordinary checkpoint of transformers; a training that was killed goes on from its last checkpoint."
     s = self.settings
     def build(folder): self._train(folder, 'students', self.new_student(), self.method, s.epochs, s.lr, s.seed, self.features, self.memory)
-    return self._kept('students', build, self._about_students())
+    return self._kept('students', build)
 
 @patch(as_prop=True)
 @once
@@ -367,7 +371,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
     first = lambda e: next(iter(next(iter(e['scores'].values())).values()))
     data = dict(source=self.data.source, where=self.data.where if self.data.source!='folder' else f'{self.task.folder} from a folder of GLUE files',
                 fingerprint=self.data.fingerprint, partial=self.partial, rows={k:len(v) for k,v in self.rows.items()})
-    return dict(kind=self.kind, fingerprint=fingerprint(code=self.code, **self._about_students()), settings={k:v for k,v in asdict(self.settings).items() if k not in ('model','data','student_model')},
+    return dict(kind=self.kind, fingerprint=fingerprint(**self.determined_by('students')), settings={k:v for k,v in asdict(self.settings).items() if k not in ('model','data','student_model')},
         overrides=self.overrides, terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()}, data=data,
         model=dict(name=self.name, source=self.source.source, fingerprint=_weights_of(self.source), student=model_name(self.student_source)),
         environment=training['environment'], seconds=dict(self.seconds, student=training['seconds']), peak_memory=training['peak_memory'],

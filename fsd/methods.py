@@ -7,7 +7,7 @@ __all__ = ['terms', 'methods', 'Pair', 'Term', 'penultimate', 'GlobalTerm', 'Met
 
 # %% ../nbs/08_methods.ipynb #9f32c7b2
 from collections.abc import Callable
-from dataclasses import dataclass, field, asdict, fields
+from dataclasses import dataclass, fields
 import torch
 from torch import nn, Tensor
 from .settings import Knobs, unknown
