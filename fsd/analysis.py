@@ -17,7 +17,7 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cka import gram, _u_center
+from .cka import gram, u_center
 from .models import depth, forward, layer_index
 from .settings import task_names, unknown
 
@@ -109,7 +109,7 @@ def _unit_grams(
 )->Tensor: # (2, n·n)
     "Centred Gram matrices of `x`, biased and debiased, each scaled to norm 1."
     k = gram(x)
-    return F.normalize(torch.stack([k, _u_center(k)]).flatten(1), dim=1)
+    return F.normalize(torch.stack([k, u_center(k)]).flatten(1), dim=1)
 
 # %% ../nbs/13_analysis.ipynb #7ee52fe2
 def cka_map(
