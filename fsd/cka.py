@@ -29,14 +29,14 @@ def _exact(x: Tensor) -> torch.dtype:
     "float64, except on Apple's GPUs, which lack it"
     return torch.float32 if x.device.type == 'mps' else torch.float64
 
-# %% ../nbs/05_cka.ipynb #87d60127
+# %% ../nbs/05_cka.ipynb #45ede893
 def _blocks(
     x: Tensor, # (b, n, d)
     dtype: torch.dtype, # Of the buffer
 ) -> Iterator[tuple[tuple, Tensor]]: # Where the block lies in `x`, buffer of its shape
-    "Cut `x` into blocks of some examples and some columns, $2^{18}$ numbers for each thread's cache, with one buffer for them all; one block on a GPU"
+    "Cut `x` into blocks of some examples and some columns, $2^{19}$ numbers for each thread's cache, with one buffer for them all; one block on a GPU"
     b, n, d = x.shape
-    size = torch.get_num_threads() << 18 if x.device.type == 'cpu' else x.numel()
+    size = torch.get_num_threads() << 19 if x.device.type == 'cpu' else x.numel()
     cols = max(1, min(d, size // max(1, n)))
     rows = max(1, min(b, size // max(1, n * cols)))
     buffer = x.new_empty(rows, n, cols, dtype=dtype)
@@ -44,35 +44,43 @@ def _blocks(
         for j in range(0, d, cols):
             yield (slice(i, i + rows), slice(None), slice(j, j + cols)), buffer[:b - i, :, :d - j]
 
-# %% ../nbs/05_cka.ipynb #ee86adb4
+# %% ../nbs/05_cka.ipynb #d2d9421c
+def _center_both(
+    k: Tensor, # Symmetric, (b, n, n)
+    u: Tensor, # (b, n)
+    v: Tensor, # (b, n), with $u^\top v=1$
+) -> Tensor: # (b, n, n)
+    r"$(I-vu^\top)\,k\,(I-uv^\top)$"
+    r = (k @ u[..., None])
+    r, v = r - v[..., None] * (u[:, None] @ r) / 2, v[:, None]
+    return k - r * v - (r * v).mT
+
 class _Gram(torch.autograd.Function):
     "Gram matrix of `x` (b, n, d) around its mean under the weights `w` (b, n)"
     @staticmethod
     def forward(ctx, x, w):
-        b, n, d = x.shape
-        m = n // 2
-        k, mean = w.new_zeros(b, n, n), w.new_empty(b, 1, d)
+        n, m = x.shape[1], x.shape[1] // 2
+        k, near = w.new_zeros(len(x), n, n), x[:, :4].to(w.dtype).mean(1, keepdim=True)
         for at, part in _blocks(x, w.dtype):
-            torch.bmm(w[at[0], None], x[at].to(w.dtype), out=mean[at])
-            torch.sub(x[at], mean[at], out=part)
+            torch.sub(x[at], near[at], out=part)
             k[at[0], :, :m] += part @ part[:, :m].mT
             k[at[0], m:, m:] += part[:, m:] @ part[:, m:].mT
         k[:, :m, m:] = k[:, m:, :m].mT
-        spread, level = (w * k.diagonal(0, 1, 2)).sum(1), mean.square().sum((1, 2))
-        k *= ~(spread <= (n * torch.finfo(w.dtype).eps)**2 * level)[:, None, None]
-        ctx.save_for_backward(x, w, mean)
-        return k
+        level = near.square().sum((1, 2)) + (w[:, None] @ k @ w[..., None]).flatten()
+        k = _center_both(k, w, torch.ones_like(w))
+        spread = (w * k.diagonal(0, 1, 2)).sum(1)
+        ctx.save_for_backward(x, w)
+        return k * ~(spread <= (n * torch.finfo(w.dtype).eps)**2 * level)[:, None, None]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dk):
-        x, w, mean = ctx.saved_tensors
-        s = dk + dk.mT
-        s -= w[..., None] * s.sum(-2, keepdim=True)
-        dx = torch.empty_like(x)
+        x, w = ctx.saved_tensors
+        near, dx = x[:, :4].to(w.dtype).mean(1, keepdim=True), torch.empty_like(x)
         with torch.autocast(x.device.type, enabled=False):
+            s = _center_both(dk + dk.mT, torch.ones_like(w), w)
             for at, part in _blocks(x, w.dtype):
-                torch.sub(x[at], mean[at], out=part)
+                torch.sub(x[at], near[at], out=part)
                 if x.dtype == w.dtype: torch.bmm(s[at[0]], part, out=dx[at])
                 else: dx[at] = s[at[0]] @ part
         return dx, None
