@@ -42,17 +42,18 @@ def row_lengths(
     if len(known)<len(idx): raise ValueError(f'idx={known[count.argmax()]} occurs {count.max()} times; idx must tell the rows apart')
     return lengths
 
-# %% ../nbs/09_features.ipynb #f034ef0c
+# %% ../nbs/09_features.ipynb #dc115557
 def planned(
     lengths:np.ndarray, # Positions to keep of every row
     layers:list[int],   # Hidden layers to keep
     width:int,          # D
     num_labels:int,     # C
+    cls:list[int]=(),   # Layers of which the first token is kept
 )->dict[str,tuple]: # Name of each file to its shape and type
     "The arrays that keep the features of some rows."
     n,total = len(lengths), int(np.sum(lengths))
     return {'idx':((n,), 'int64'), 'lengths':((n,), 'int32'), 'logits':((n, num_labels), 'float32'),
-            **{f'hidden-{l}':((total, width), 'float16') for l in layers}}
+            **{f'hidden-{l}':((total, width), 'float16') for l in layers}, **{f'cls-{l}':((n, width), 'float16') for l in cls}}
 
 def planned_bytes(
     plan:dict[str,tuple], # From `planned`
@@ -88,7 +89,7 @@ def check_range(
     if (bad := ~(top <= half_max)).any():
         raise ValueError(f"{what} of row idx={idx[bad][0]} reaches {top[bad][0]:g}; half precision holds {half_max:g}. Is the teacher's training sound? A live teacher needs no half precision")
 
-# %% ../nbs/09_features.ipynb #48c48553
+# %% ../nbs/09_features.ipynb #2f990999
 def _autocast(model, precision:str):
     "Run in bfloat16 where that is safe if `precision` is 'bf16'; as the weights are if 'fp32'."
     if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}; there are 'fp32' and 'bf16'")
@@ -101,7 +102,7 @@ def _compute(
     model:PreTrainedModel,
     rows:Dataset,
     lengths:np.ndarray,          # Tokens of every row
-    layers:list[int],
+    needs:list[tuple[str,int]],
     out:dict[str,np.ndarray],    # Arrays as `planned`, filled here
     max_length:int|None,         # Positions of every batch; the longest row of each if None
     pad_token_id:int,
@@ -115,7 +116,7 @@ def _compute(
     with torch.inference_mode(), _autocast(model.eval(), precision), tqdm(total=len(rows), unit='row', delay=2, leave=False) as bar:
         for at in np.array_split(order, range(batch_size, len(order), batch_size)):
             batch = pad([rows[int(i)] for i in at])
-            f = forward(model, {k:v.to(model.device) for k,v in batch.items()}, {('hidden', l) for l in layers})
+            f = forward(model, {k:v.to(model.device) for k,v in batch.items()}, needs)
             keep = torch.ones_like(f.mask) if max_length else f.mask
             check_range(f.logits, keep[:,:1], batch['idx'], 'logits')
             out['logits'][at] = f.logits.float().cpu().numpy()
@@ -123,9 +124,12 @@ def _compute(
                 check_range(h, keep, batch['idx'], f'layer {l}')
                 h = h.half().cpu().numpy()
                 for i,x in zip(at, h): out[f'hidden-{l}'][ends[i]-out['lengths'][i]:ends[i]] = x[:out['lengths'][i]]
+            for l,c in f.cls.items():
+                check_range(c, keep[:,:1], batch['idx'], f'layer {l}')
+                out[f'cls-{l}'][at] = c.half().cpu().numpy()
             bar.update(len(at))
 
-# %% ../nbs/09_features.ipynb #2d7f62ed
+# %% ../nbs/09_features.ipynb #1a1a28e2
 class KeptTeacher:
     "What `keep_features` kept, called with a batch as a live teacher is: `teacher(batch) -> Features`."
     def __init__(self,
@@ -140,12 +144,12 @@ class KeptTeacher:
         self.idx, self.lengths, self.logits = (np.load(self.folder/f'{k}.npy') for k in ('idx', 'lengths', 'logits'))
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
         self._order = np.argsort(self.idx)
-        self._hidden = {l:np.load(self.folder/f'hidden-{l}.npy', mmap_mode='r') for _,l in self.needs}
+        self._hidden,self._cls = ({l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in self.needs if k==kind} for kind in ('hidden','cls'))
 
     def __len__(self): return len(self.idx)
     def __repr__(self): return f"KeptTeacher({len(self):,} rows, {sorted(self.needs)}, {self.padding}, {self.folder})"
 
-# %% ../nbs/09_features.ipynb #e9801b9c
+# %% ../nbs/09_features.ipynb #371d33f2
 @patch
 def _find(self:KeptTeacher, idx:Tensor)->np.ndarray:
     "Where the rows `idx` lie."
@@ -177,9 +181,10 @@ def __call__(self:KeptTeacher,
     mask, at = batch['attention_mask'].bool(), self._find(batch['idx'])
     self._check_batch(mask, at)
     hidden = {l:self._gather(l, at, mask.shape[1]).to(mask.device).to(self.dtype) for l in self._hidden}
-    return Features(torch.from_numpy(self.logits[at]).to(mask.device), mask, hidden)
+    cls = {l:torch.from_numpy(c[at]).to(mask.device).to(self.dtype) for l,c in self._cls.items()}
+    return Features(torch.from_numpy(self.logits[at]).to(mask.device), mask, hidden, cls)
 
-# %% ../nbs/09_features.ipynb #d1700447
+# %% ../nbs/09_features.ipynb #293ec511
 def keep_features(
     model:PreTrainedModel,  # The teacher, fine-tuned, on the device it is to run on
     rows:Dataset,           # From `fsd.glue.tokenise`
@@ -193,23 +198,24 @@ def keep_features(
 )->KeptTeacher:
     "Compute what `model` says about `rows` unless it is kept already, after saying how large it will be."
     _check_padding(padding); check_length(model, max_length)
-    if live := sorted({k for k,_ in needs}-{'hidden'}): raise ValueError(f"{', '.join(live)} are too large to keep; use a LiveTeacher")
-    layers, lengths = sorted({layer_index(depth(model), l) for _,l in needs}), row_lengths(rows, max_length)
-    if not layers: padding = 'masked' # logits are the same however a batch is padded
+    if live := sorted({k for k,_ in needs}-{'hidden','cls'}): raise ValueError(f"{', '.join(live)} are too large to keep; use a LiveTeacher")
+    layers,cls = (sorted({layer_index(depth(model), l) for k,l in needs if k==kind}) for kind in ('hidden','cls'))
+    lengths,needs = row_lengths(rows, max_length), [*(('hidden',l) for l in layers), *(('cls',l) for l in cls)]
+    if not layers: padding = 'masked' # logits and first tokens are the same however a batch is padded
     positions = np.full_like(lengths, max_length) if padding=='paper' else lengths
-    plan = planned(positions, layers, model.config.hidden_size, model.config.num_labels)
-    about = dict(model=weights_fingerprint(model), rows=rows_fingerprint(rows), needs=[('hidden', l) for l in layers], padding=padding,
+    plan = planned(positions, layers, model.config.hidden_size, model.config.num_labels, cls)
+    about = dict(model=weights_fingerprint(model), rows=rows_fingerprint(rows), needs=needs, padding=padding,
                  positions=int(positions.max()), pad_token_id=pad_token_id, precision=precision, depth=depth(model), width=model.config.hidden_size)
     def build(tmp):
-        print(f"Keeping {len(rows):,} rows of the teacher's {' and '.join(['logits', *(f'layer {l}' for l in layers)])}: "
+        print(f"Keeping {len(rows):,} rows of the teacher's {' and '.join(['logits', *(f'layer {l}' for l in layers), *(f'first token of layer {l}' for l in cls)])}: "
               f'{in_words(planned_bytes(plan))} in {tmp.parent}', flush=True)
         need_space(tmp, planned_bytes(plan))
         out = {name:open_memmap(tmp/f'{name}.npy', 'w+', dtype=kind, shape=shape) for name,(shape,kind) in plan.items()}
-        _compute(model, rows, lengths, layers, out, max_length if padding=='paper' else None, pad_token_id, batch_size, precision)
+        _compute(model, rows, lengths, needs, out, max_length if padding=='paper' else None, pad_token_id, batch_size, precision)
         for a in out.values(): a.flush()
     return KeptTeacher(kept(Path(folder)/fingerprint(**about), build, **about), checked=True)
 
-# %% ../nbs/09_features.ipynb #2895b4ff
+# %% ../nbs/09_features.ipynb #64767a15
 class LiveTeacher:
     "A frozen model called with a batch as a kept teacher is: `teacher(batch) -> Features`."
     def __init__(self,
@@ -232,7 +238,7 @@ class LiveTeacher:
         f.logits = f.logits.float()
         for k,l in self.needs:
             x = getattr(f, k)[l].to(self.dtype)
-            if self.padding=='masked': x = x.masked_fill(~(f.mask[...,None] if k=='hidden' else f.mask[:,None,:,None]), 0)
+            if self.padding=='masked' and k!='cls': x = x.masked_fill(~(f.mask[...,None] if k=='hidden' else f.mask[:,None,:,None]), 0)
             getattr(f, k)[l] = x
         return f
 

@@ -229,13 +229,14 @@ def student_of(
     "The student for `task` cut from the files of `model`."
     return lower_half(load_teacher(model, task, seed), layers, seed)
 
-# %% ../nbs/04_models.ipynb #3a92a4c5
+# %% ../nbs/04_models.ipynb #15233ee4
 @dataclass
 class Features:
     "What one forward pass shows of a model: logits, and by layer only what was asked for."
     logits: Tensor  # (N, C)
     mask: Tensor  # (N, L), True where there is a token and False where there is padding
     hidden: dict[int, Tensor] = field(default_factory=dict)  # (N, L, D): 0 the embedding output, `l` the output of block `l`
+    cls: dict[int, Tensor] = field(default_factory=dict)  # (N, D): the first token's row of `hidden`
     attentions: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, L) of block `l`: rows are queries and sum to 1
     queries: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
     keys: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
@@ -276,7 +277,7 @@ def _check_graph(model:nn.Module):
     if getattr(blocks(model)[0], 'gradient_checkpointing', False) and checkpoint.keywords.get('use_reentrant'):
         raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
 
-# %% ../nbs/04_models.ipynb #9ad16ddb
+# %% ../nbs/04_models.ipynb #5c2952dc
 def forward(
     model:nn.Module,         # A classifier; in the mode (train or eval) it is to run in
     batch:Mapping[str,Tensor], # `input_ids` (N, L), `attention_mask`, `token_type_ids`; other columns are left alone
@@ -288,9 +289,10 @@ def forward(
     mask = batch['attention_mask'].bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
     wanted, n = {(k, layer_index(depth(model), i)) for k,i in needs}, depth(model)
     for k,l in wanted:
-        if k not in ('hidden', 'attentions', *_projections): raise ValueError(f"{k!r} is no feature; there are hidden, attentions, {', '.join(_projections)}")
-        if k!='hidden' and l==0: raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
-    raw = {w for w in wanted if w[0]!='attentions'} | {(k,l) for a,l in wanted if a=='attentions' for k in ('queries','keys')}
+        if k not in ('hidden', 'cls', 'attentions', *_projections): raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
+        if k not in ('hidden', 'cls') and l==0: raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
+    made_of = {'cls':('hidden',), 'attentions':('queries','keys')}
+    raw = {(r,l) for k,l in wanted for r in made_of.get(k, (k,))}
     if raw: _check_graph(model)
     seen = {}
     hooks = [_watch(model, k, l, seen) for k,l in raw]
@@ -298,5 +300,6 @@ def forward(
     finally:
         for h in hooks: h.remove()
     f = Features(logits, mask)
-    for k,l in wanted: getattr(f, k)[l] = attention(seen['queries',l], seen['keys',l], mask) if k=='attentions' else seen[k,l]
+    for k,l in wanted:
+        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else attention(seen['queries',l], seen['keys',l], mask) if k=='attentions' else seen[k,l])
     return f
