@@ -1,0 +1,126 @@
+"""Weight inheritance inside the trainer: ends at zero whatever the length, resumes bit for bit, and gives a model like any other."""
+import pytest, torch
+from datasets import Dataset
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, TrainingArguments
+from fsd.models import forward, load_teacher
+from fsd.trainer import DistillationConfig, DistillationTrainer
+from fsd.wid import Inheritance, compact, merge, strategies, tied_sets
+
+def teacher(kind=BertForSequenceClassification, seed=0):
+    torch.manual_seed(seed)
+    return kind(BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, max_position_embeddings=12, num_labels=2))
+
+def rows(words=False, n=24):
+    ids = torch.randint(5, 40, (n,8), generator=torch.Generator().manual_seed(0))
+    return Dataset.from_dict(dict(input_ids=ids.tolist(), attention_mask=[[1]*8]*n, labels=ids.tolist() if words else (ids[:,0]%2).tolist(), idx=list(range(n))))
+
+def trainer(wid, folder, steps=12, words=False, kind=Trainer, args=TrainingArguments, lr=1e-2, more={}, **kw):
+    args = args(output_dir=str(folder), max_steps=steps, learning_rate=lr, per_device_train_batch_size=4, save_steps=4, logging_steps=1, disable_tqdm=True, use_cpu=True, report_to='none', **kw)
+    adam = torch.optim.AdamW(wid.parameter_groups(lr), lr=lr)
+    return kind(wid.model, args=args, train_dataset=rows(words), optimizers=(adam, None), callbacks=[wid], **more)
+
+def check_end(wid, **batch):
+    "Everything cut is 0, and merging changes nothing."
+    for t in tied_sets(wid.model).values():
+        assert set(t.share.tolist())<={0,1}
+        for p,axis in t.members: assert not (p if p.ndim==1 or axis==0 else p.T)[t.share==0].any()
+    exact = wid.model.double().eval()
+    torch.testing.assert_close(merge(exact)(**batch).logits, exact(**batch).logits, atol=1e-10, rtol=1e-10)
+
+batch = dict(input_ids=torch.randint(5, 40, (3,8), generator=torch.Generator().manual_seed(1)))
+
+# ---------------------------------------------------------------- in the trainer
+
+@pytest.mark.parametrize('kind', [BertForSequenceClassification, BertForMaskedLM])
+@pytest.mark.parametrize('strategy,penalty', [('dim','group'), ('head','l2')])
+def test_the_end_is_exact(kind, strategy, penalty, tmp_path):
+    wid = Inheritance(teacher(kind), 8, strategy, penalty)
+    trainer(wid, tmp_path, words=kind is BertForMaskedLM).train()
+    check_end(wid, **batch)
+    small = wid.finish()
+    assert (small.config.hidden_size, small.config.num_attention_heads, small.config.intermediate_size)==(8, 4 if strategy=='dim' else 2, 16)
+
+@pytest.mark.parametrize('steps', [2, 3, 7])
+def test_the_end_is_exact_after_few_steps(steps, tmp_path):
+    wid = Inheritance(teacher(), 4)
+    trainer(wid, tmp_path, steps, gradient_accumulation_steps=2).train()
+    check_end(wid, **batch)
+    assert wid.units()=={'inner.0':4, 'ffn.0':8, 'inner.1':4, 'ffn.1':8, 'stream':4, 'head':4}
+
+def test_one_step_is_too_few_and_finish_ends_it(tmp_path):
+    wid = Inheritance(teacher(), 8)
+    trainer(wid, tmp_path, 1).train()
+    assert wid.units()['stream']==16 and wid.finish().config.hidden_size==8
+    check_end(wid, **batch)
+
+def test_the_width_of_the_teacher_cuts_nothing(tmp_path):
+    wid = Inheritance(teacher(), 16)
+    trainer(wid, tmp_path, 3).train()
+    assert wid.units()['stream']==16
+    check_end(wid, **batch)
+
+@pytest.mark.parametrize('penalty', ['l2', 'group'])
+@pytest.mark.parametrize('kind', [BertForSequenceClassification, BertForMaskedLM])
+def test_resumes_bit_for_bit(kind, penalty, tmp_path):
+    words = kind is BertForMaskedLM
+    def wid(): return Inheritance(teacher(kind), 8, penalty=penalty, ramp=.5, fade=.3)
+    whole,again = wid(),wid()
+    trainer(whole, tmp_path/'a', words=words).train()
+    for at in (4, 8):
+        again = wid()
+        trainer(again, tmp_path/'a', words=words).train(resume_from_checkpoint=str(tmp_path/'a'/f'checkpoint-{at}'))
+        for (n,v),w in zip(whole.model.state_dict().items(), again.model.state_dict().values()): assert torch.equal(v, w), (at, n)
+    mid = wid()
+    mid_trainer = trainer(mid, tmp_path/'a', words=words)
+    mid_trainer._load_from_checkpoint(str(tmp_path/'a'/'checkpoint-4'))
+    share = mid.model.selection.stream
+    assert ((share>0)&(share<1)).any() and (share==1).sum()>8, 'the checkpoint lies in the middle of it'
+
+def test_with_a_method_of_distillation(tmp_path):
+    wid = Inheritance(teacher(), 8)
+    t = trainer(wid, tmp_path, kind=DistillationTrainer, args=DistillationConfig, more=dict(teacher=teacher(seed=1).eval(), method='fsd_il'), max_length=8)
+    t.train()
+    assert all({'ce','kd','intra','local'} <= l.keys() for l in t.state.log_history if 'loss' in l)
+    check_end(wid, **batch)
+
+def test_same_seed_same_model(tmp_path):
+    models = []
+    for i in range(2):
+        wid = Inheritance(teacher(), 8)
+        trainer(wid, tmp_path/str(i)).train()
+        models.append(wid.finish().state_dict())
+    assert all(torch.equal(v, models[1][n]) for n,v in models[0].items())
+
+# ---------------------------------------------------------------- the model
+
+def test_compacting_leaves_the_teacher_alone():
+    t = teacher(BertForMaskedLM)
+    before = {n:v.clone() for n,v in t.state_dict().items()}
+    c = compact(t)
+    for p in c.parameters(): p.data += 1
+    assert t.config.tie_word_embeddings and all(torch.equal(v, before[n]) for n,v in t.state_dict().items())
+    assert not {p.data_ptr() for p in t.parameters()} & {p.data_ptr() for p in c.parameters()}
+
+def test_a_compacted_model_trains_in_bf16():
+    c = compact(teacher()).eval()
+    c.selection.stream[:4] = 0
+    with torch.autocast('cpu', torch.bfloat16): found = c(**batch, labels=torch.tensor([0,1,0]))
+    torch.testing.assert_close(found.logits.float(), c(**batch).logits, atol=.05, rtol=.05)
+    found.loss.backward()
+    assert all(p.grad.isfinite().all() for p in c.parameters())
+
+def test_the_merged_model_is_a_model_like_any_other(tmp_path):
+    small = Inheritance(teacher(BertForMaskedLM), 8).finish()
+    small.save_pretrained(tmp_path)
+    again,plain = AutoModelForMaskedLM.from_pretrained(tmp_path).eval(),load_teacher(tmp_path, 'mrpc')
+    torch.testing.assert_close(again(**batch).logits, small(**batch).logits)
+    h = plain.bert(**batch).last_hidden_state
+    torch.testing.assert_close(h, small.bert(**batch).last_hidden_state)
+    assert forward(plain, batch, {('queries',2)}).queries[2].shape==(3,4,8,2)
+
+@pytest.mark.parametrize('strategy', strategies)
+def test_without_training_the_first_units_go(strategy):
+    wid = Inheritance(teacher(), 8, strategy)
+    wid.finish()
+    kept = wid.model.selection.stream.view(4,4)
+    assert kept.sum()==8 and (kept.sum(1).tolist()==([2]*4 if strategy=='dim' else [0,0,4,4]))
