@@ -47,8 +47,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'fsd.baselines.internal.Blocks.note': ( 'baselines/internal.html#blocks.note',
                                                                                 'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal.active': ('baselines/internal.html#active', 'fsd/baselines/internal.py'),
-                                        'fsd.baselines.internal.attention_kl': ( 'baselines/internal.html#attention_kl',
-                                                                                 'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal.cls_cosine': ( 'baselines/internal.html#cls_cosine',
                                                                                'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal.matched_block': ( 'baselines/internal.html#matched_block',

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Experiment', 'once', 'shown', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
-# %% ../nbs/15_experiment.ipynb #0389fef9
+# %% ../nbs/15_experiment.ipynb #a4fdf081
 import os, re, resource, shutil, sys, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
@@ -18,15 +18,17 @@ from .features import KeptTeacher, LiveTeacher, keep_features
 from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, outputs, read_json, write_json
 from .memory import kmeans, released_memory
-from .methods import Pair, find_method, terms, weight
+from .methods import Objective, Pair, find_method, find_term, schedule_knobs, weight
 from .models import depth, find_model, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, quiet
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
+from .wid import Inheritance, wid_config
 
-# %% ../nbs/15_experiment.ipynb #1731601e
+# %% ../nbs/15_experiment.ipynb #c4a964de
 _optimisation = 'batch_size accumulate weight_decay adam_epsilon max_grad_norm warmup precision max_length max_steps train_examples'.split()
 _of_teachers = 'teacher_epochs teacher_lr teacher_seed'.split()
 _of_students = 'epochs lr student_layers student_init'.split()
+_of_inherited = 'student_width wid_strategy wid_penalty wid_strength wid_ramp wid_fade wid_lr_scale'.split()
 _of_memories = 'memory_size memory_procedure memory_budget'.split()
 
 class Experiment:
@@ -51,6 +53,13 @@ class Experiment:
         self.config,self.student_config = AutoConfig.from_pretrained(self.source), AutoConfig.from_pretrained(self.student_source)
         check_fit(s, self.config.max_position_embeddings, self.student_config.num_hidden_layers, self.config.num_hidden_layers,
                   min(len(self.data.splits['train']), s.train_examples or 10**9), self.needs_memory)
+        if self.inherits:
+            for name in ('student_layers','student_model'):
+                if getattr(s, name): raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights is the teacher made narrower; see student_width")
+            wid_config(self.config, s.student_width, s.wid_strategy)
+        elif s.student_width: raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; {method!r} cuts lower blocks, see student_layers")
+        blank = torch.zeros(1, 1, self.config.hidden_size) # for the memory, which is not there yet
+        self.needs_t = Objective(self.method, self.pair(blank)).needs_t # of the teacher, besides logits; a term that cannot be built says so here
         changed = overrides(s, self.name) | ({'student_model':model_name(self.student_source)} if s.student_model else {})
         self.overrides = {k:v for k,v in changed.items() if k in self.reads}
         self.partial = self.data.source!='demo' and not self.data.complete
@@ -61,16 +70,27 @@ class Experiment:
     @property
     def weights(self)->dict:
         "Terms that take part, and what they weigh."
-        return {n:w for n,f in self.method.weights.items() if (w := weight(f, self.settings))!=0}
+        return {n:w for n,f in self.method.spelled(self.student_depth).items() if (w := weight(f, self.settings))!=0}
     @property
     def reads(self)->set:
         "Settings that make a difference: a run is named after those, changed by hand, and after no others."
         formulas = ' '.join(f for f in self.method.weights.values() if isinstance(f, str))
-        return {'partial', 'student_model', *_optimisation, *_of_teachers, *_of_students, *re.findall(r'\w+', formulas), *(k for n in self.weights for k in terms[n].knobs), *(_of_memories if self.needs_memory else ())}
+        return {'partial', 'student_model', *_optimisation, *_of_teachers, *_of_students, *re.findall(r'[a-z]\w*', formulas), *self._knobs, *(_of_memories if self.needs_memory else ())}
     @property
-    def needs_memory(self)->bool: return any(terms[n].memory for n in self.weights)
+    def _knobs(self)->set:
+        return {k for n in self.weights for k in find_term(n).knobs} | set(schedule_knobs if self.method.schedule else ()) | set(_of_inherited if self.inherits else ())
     @property
-    def needs_teacher(self)->bool: return any(terms[n].teacher for n in self.weights)
+    def inherits(self)->bool: return self.method.student=='inherited'
+    @property
+    def student_depth(self)->int: return self.config.num_hidden_layers if self.inherits else self.settings.student_layers or self.student_config.num_hidden_layers//2
+    def pair(self, memory:torch.Tensor)->Pair:
+        "What the method's terms are told of student and teacher."
+        return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
+                    self.task.regression, memory, self.settings.seed, self.config.hidden_size)
+    @property
+    def needs_memory(self)->bool: return any(find_term(n).memory for n in self.weights)
+    @property
+    def needs_teacher(self)->bool: return any(find_term(n).teacher for n in self.weights)
 
 # %% ../nbs/15_experiment.ipynb #5776bd96
 from fastcore.basics import patch
@@ -127,18 +147,14 @@ def _about_memories(self:Experiment)->dict:
     return dict(teacher=self._about_teachers(), layer=self.penultimate, padding=s.padding, max_length=s.max_length, precision=s.precision,
                 seed=s.teacher_seed, **{k:getattr(s,k) for k in _of_memories})
 
-# %% ../nbs/15_experiment.ipynb #2ba140bf
-@patch(as_prop=True)
-def student_depth(self:Experiment)->int:
-    return self.settings.student_layers or self.student_config.num_hidden_layers//2
-
+# %% ../nbs/15_experiment.ipynb #78765ee2
 @patch
 def _about_students(self:Experiment)->dict:
     "All that determines the student."
     s = self.settings
-    names = {'task','seed', *_of_students, *_optimisation, *(k for n in self.weights for k in terms[n].knobs)}
+    names = {'task','seed', *_of_students, *_optimisation, *self._knobs}
     return dict(data=self.data.fingerprint, student=_weights_of(self.student_source), settings={k:getattr(s,k) for k in sorted(names)},
-                terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()},
+                terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()}, **({'schedule':self.method.schedule} if self.method.schedule else {}),
                 teacher=self._about_teachers() if self.needs_teacher or s.student_init=='teacher' else None,
                 memory=self._about_memories() if self.needs_memory else None)
 
@@ -175,7 +191,7 @@ def rows(self:Experiment)->dict:
     if n: rows['train'] = rows['train'].select(range(min(n, len(rows['train']))))
     return rows
 
-# %% ../nbs/15_experiment.ipynb #ec48982c
+# %% ../nbs/15_experiment.ipynb #1b2dc579
 def _peak_memory()->int:
     "Bytes: of the accelerator's peak if there is one, else of this process."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
@@ -183,17 +199,18 @@ def _peak_memory()->int:
 
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, teacher=None, memory=None):
-    "Train `model` and save it with its record into `folder`; meanwhile its checkpoints lie under the name that `kind` will have."
+    "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`; meanwhile its checkpoints lie under the name that `kind` will have."
     s,start,checkpoints = self.settings,time.time(),outputs()/'checkpoints'/f'{kind}-{self.place(kind).name}'
     same = [f.name for f in fields(Knobs)] + ['weight_decay','adam_epsilon','max_grad_norm']
     args = DistillationConfig(output_dir=str(checkpoints), **{k:getattr(s,k) for k in same}, seed=seed, max_steps=s.max_steps or -1, num_train_epochs=epochs, learning_rate=lr, warmup_steps=s.warmup, lr_scheduler_type='linear',
         per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.eval_batch_size, gradient_accumulation_steps=s.accumulate,
         bf16=s.precision=='bf16', use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', eval_strategy='epoch', save_steps=s.checkpoint_every, logging_steps=s.log_every, report_to='none')
-    trainer = DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer,
-        eval_dataset={k:self.rows[k] for k in self.task.dev}, compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
+    shrinking = model if isinstance(model, Inheritance) else None
+    trainer = DistillationTrainer(shrinking.model if shrinking else model, teacher, args, method, memory, self.rows['train'], self.tokenizer,
+        callbacks=shrinking and [shrinking], parameter_groups=shrinking and shrinking.parameter_groups, eval_dataset={k:self.rows[k] for k in self.task.dev}, compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
     with quiet():
         trainer.train(resume_from_checkpoint=True)
-        model.save_pretrained(folder)
+        (shrinking.finish() if shrinking else model).save_pretrained(folder)
     self.tokenizer.save_pretrained(folder)
     log = trainer.state.log_history
     write_json(folder/'training.json', dict(history=[l for l in log if 'loss' in l], epochs=self._epochs(log), seconds=time.time()-start,
@@ -272,20 +289,14 @@ def teacher_scores(self:Experiment)->pd.DataFrame:
     t = run.teacher if run else self._scores(self.on_teacher)
     return pd.DataFrame({(f'{split} {metric}'):{'teacher':100*v, 'majority':100*m[split][metric]} for split,o in t.items() for metric,v in o.items()}).round(1)
 
-# %% ../nbs/15_experiment.ipynb #bf28d582
-@patch
-def _objective_needs(self:Experiment)->frozenset:
-    "What the method needs of the teacher besides logits."
-    pair = Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size, regression=self.task.regression)
-    return frozenset().union(*(terms[t].needs(pair)[1] for t in self.weights))
-
+# %% ../nbs/15_experiment.ipynb #c0ceed3e
 @patch(as_prop=True)
 @once
 def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
     "What the teacher says about each training example: kept, or live; `None` where the method does not ask."
     if not self.needs_teacher: return None
-    s,needs,start = self.settings,self._objective_needs(),time.time()
-    if s.teacher_features=='live' or any(kind!='hidden' for kind,_ in needs):
+    s,needs,start = self.settings,self.needs_t,time.time()
+    if s.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in needs):
         print('features: the teacher runs in every step', flush=True)
         return LiveTeacher(self.teacher, needs, s.padding, precision=s.precision)
     found = self._keep(needs)
@@ -325,11 +336,14 @@ def prepare(self:Experiment):
     if self.features is None: print(f'{self.settings.method} does not look at the teacher.')
     if self.memory is not None: print('memory: {} centroids of {} positions by {} numbers'.format(*self.memory.shape), flush=True)
 
-# %% ../nbs/15_experiment.ipynb #c3cc5ae8
+# %% ../nbs/15_experiment.ipynb #8f11bfe4
 @patch
-def new_student(self:Experiment):
-    "The student before it has learned anything."
+def new_student(self:Experiment)->torch.nn.Module|Inheritance:
+    "The student before it has learned anything: lower blocks, or the whole model and how it is to shrink."
     s,layers = self.settings,self.student_depth
+    if self.inherits:
+        whole = self.teacher if s.student_init=='teacher' else load_teacher(self.source, s.task, s.seed)
+        return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength, s.wid_ramp, s.wid_fade, lr_scale=s.wid_lr_scale)
     if s.student_init=='teacher':
         if s.student_model: raise ValueError(f"student_init='teacher' cuts the student from the teacher; leave student_model={s.student_model!r} out")
         return lower_half(self.teacher, layers, s.seed)

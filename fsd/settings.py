@@ -69,7 +69,7 @@ def from_ini(cls:type)->type:
         if 'required' not in own.metadata: own.default = parse(name, kind, read_settings()['DEFAULT'][name])
     return dataclass(cls, kw_only=True)
 
-# %% ../nbs/00_settings.ipynb #f224d041
+# %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
 class Knobs:
     "What the losses and the memory of a method may be told."
@@ -82,6 +82,13 @@ class Knobs:
     gamma_m:float = setting("share of Euclid against cosine distances to the memory, equation 10", low=0, high=1)
     reduction:str = setting("how a similarity becomes a loss", choices=('log_of_mean','mean_of_log','one_minus'))
     debiased:bool = setting("debiased instead of biased CKA in the structures")
+    distance:float = setting("weight of relations between two, in rkd and ckd", low=0)
+    angle:float = setting("weight of relations between three, in rkd and ckd", low=0)
+    patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
+    normalise:bool = setting("whether pkd compares directions only")
+    relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
+    stage_cap:float|None = setting("longest time for a block of a schedule, as a share of the training; none is the same for each block and the answers", above=0, high=1)
+    stage_threshold:float = setting("cosine loss below which a schedule leaves a block early; 0 is never", low=0)
     regression:str = setting("soft term of a regression task", choices=('mse','none'))
     padding:str = setting("paper: padding takes part in every structure; masked: it is left out", choices=('paper','masked'))
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=2)
@@ -89,7 +96,7 @@ class Knobs:
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
-# %% ../nbs/00_settings.ipynb #d9596907
+# %% ../nbs/00_settings.ipynb #e4119771
 @from_ini
 class Settings(Knobs):
     "Everything that decides a run; made by `resolve`."
@@ -114,6 +121,13 @@ class Settings(Knobs):
     student_model:str|None = setting("another pre-trained encoder to cut the student from")
     student_layers:int|None = setting("student's blocks; none is half of the model's", low=1)
     student_init:str = setting("which weights the student starts from", choices=('pretrained','teacher'))
+    student_width:int|None = setting("width of a student that inherits its teacher's weights; none is half of the teacher's", low=1)
+    wid_strategy:str = setting("what such a student loses: some of every head, or whole heads", choices=('dim','head'))
+    wid_penalty:str = setting("what makes rows of its compactors small", choices=('l2','group'))
+    wid_strength:float = setting("weight of the group penalty", low=0)
+    wid_ramp:float = setting("share of the training after which all units to lose are chosen", above=0, high=1)
+    wid_fade:float = setting("share of the training that a unit takes to vanish", low=0, high=1)
+    wid_lr_scale:float = setting("how many times more slowly inherited weights learn than compactors", above=0)
     epochs:int = setting("passes over the data while distilling", low=1)
     lr:float = setting("student's peak learning rate", above=0)
     checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
@@ -140,7 +154,7 @@ def check_values(s, cls:type=Knobs):
     "Check the fields that `s` has from `cls` against their rules."
     for f in fields(cls): _check(f.name, getattr(s, f.name), f.metadata)
 
-# %% ../nbs/00_settings.ipynb #31a46329
+# %% ../nbs/00_settings.ipynb #0ae6293f
 def resolve(
     task:str,                      # GLUE task
     method:str,                    # Section of a method
@@ -148,14 +162,14 @@ def resolve(
     ini:configparser.ConfigParser|None=None, # Another settings file, read by `read_settings`
     **params,                      # Values given by hand; `None` leaves the choice to the file
 )->Settings:
-    "Settings of one run: [DEFAULT] < [task] < [model] < [method] < `params`, all checked."
+    "Settings of one run: [DEFAULT] < [task] < [model] < [method] < [method task] < `params`, all checked."
     ini = ini or read_settings()
     kinds = {f.name:f for f in fields(Settings)}
     if task not in task_names: raise unknown('task', task, task_names)
     for name in params:
         if name not in kinds: raise unknown('parameter', name, kinds)
     given = {'task':task, 'method':method}
-    for section in (task, model_section, method):
+    for section in (task, model_section, method, f'{method} {task}'):
         if ini.has_section(section or ''): given |= dict(ini[section])
     given |= {k:v for k,v in params.items() if v is not None}
     for name in given:

@@ -39,7 +39,7 @@ class DistillationConfig(Knobs, TrainingArguments):
         "One GPU per process: structures between examples need the batch whole. `accelerate launch` starts a process for each."
         return min(1, super().n_gpu)
 
-# %% ../nbs/10_trainer.ipynb #d70f02c4
+# %% ../nbs/10_trainer.ipynb #54fbc2ba
 class NonFinite(RuntimeError):
     "A loss term became NaN or infinite."
 
@@ -61,25 +61,26 @@ class DistillationTrainer(Trainer):
         memory:Tensor|None=None,            # The teacher's centroids, (K, L, D), for methods that have one
         train_dataset=None,                 # Rows with input_ids, attention_mask, labels, idx
         processing_class=None,              # Tokenizer; saved with checkpoints, gives the padding token
+        parameter_groups=None,              # `(lr, weight_decay) -> groups` as `torch.optim` takes them, where not all weights learn alike
         **kwargs):                          # As for `Trainer`
         self.method = find_method(method) if isinstance(method, str) else method
         args = args or DistillationConfig()
         if isinstance(teacher, (str,Path)): teacher = AutoModelForSequenceClassification.from_pretrained(teacher)
-        pair = Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, model.config.num_labels==1, memory, args.seed)
+        pair = Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, model.config.num_labels==1, memory, args.seed, _width(teacher))
         self.objective = Objective(self.method, pair)
         self.teacher = _as_teacher(teacher, self.objective, args)
         pad = processing_class.pad_token_id if processing_class else model.config.pad_token_id or 0
         self.to_longest = collate(pad)
-        fixed = args.padding=='paper' and self.objective.needs_s
+        fixed = args.padding=='paper' and any(kind=='hidden' for kind,_ in self.objective.needs_s)
         kwargs.setdefault('data_collator', collate(pad, args.max_length) if fixed else self.to_longest)
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
-        self.sums,self.batches = {},0
+        self.sums,self.parameter_groups = {},parameter_groups
         self.add_callback(_LogBeforeSave)
 
-def _depth(teacher):
-    return depth(teacher) if isinstance(teacher, nn.Module) else getattr(teacher, 'depth', None)
+def _depth(teacher): return depth(teacher) if isinstance(teacher, nn.Module) else getattr(teacher, 'depth', None)
+def _width(teacher): return teacher.config.hidden_size if isinstance(teacher, nn.Module) else getattr(teacher, 'width', None)
 
 def _as_teacher(teacher, objective, args):
     "`teacher` as a function from batches to features, checked against what `objective` needs."
@@ -90,7 +91,7 @@ def _as_teacher(teacher, objective, args):
     if missing: raise ValueError(f"the teacher's kept features lack {sorted(missing)}, they hold {sorted(teacher.needs)}; keep them again with all that the method needs")
     return teacher
 
-# %% ../nbs/10_trainer.ipynb #4d6e0beb
+# %% ../nbs/10_trainer.ipynb #705a4bf2
 from fastcore.basics import patch
 
 @patch
@@ -109,8 +110,9 @@ def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
     if not loss.isfinite():
         bad = next((n for n,v in values.items() if not v.isfinite()), 'a weight')
         self.stop(f"the loss is {loss.item()} because of {bad!r} ({', '.join(f'{n} {v.item():.4g}' for n,v in values.items())})")
-    for n,v in values.items(): self.sums[n] = self.sums.get(n,0) + v
-    self.batches += 1
+    for n,v in values.items():
+        total,count = self.sums.get(n, (0,0))
+        self.sums[n] = total+v, count+1
 
 @patch
 def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
@@ -129,11 +131,20 @@ def stop(self:DistillationTrainer, why:str):
 
 @patch
 def log(self:DistillationTrainer, logs, start_time=None):
-    "Every training log carries the mean of each term, before weighting, since the last one."
-    if 'loss' in logs and self.batches:
-        logs |= {n: v.item()/self.batches for n,v in self.sums.items()}
-        self.sums,self.batches = {},0
+    "Every training log carries the mean of each term, before weighting, over the steps since the last log in which it took part."
+    if 'loss' in logs:
+        logs |= {n: total.item()/count for n,(total,count) in self.sums.items()}
+        self.sums = {}
     super(DistillationTrainer, self).log(logs, start_time)
+
+@patch
+def create_optimizer(self:DistillationTrainer, model=None):
+    "The optimizer of transformers, with the `parameter_groups` if there are any."
+    if self.parameter_groups is None: return super(DistillationTrainer, self).create_optimizer(model)
+    if self.optimizer is None:
+        kind,options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        self.optimizer = kind(self.parameter_groups(self.args.learning_rate, self.args.weight_decay), **options)
+    return self.optimizer
 
 @patch
 def get_eval_dataloader(self:DistillationTrainer, eval_dataset=None):
