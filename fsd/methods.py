@@ -207,7 +207,7 @@ methods |= {
     'fsd_il': Method(_fsd, 'vkd, intra and local', _soft_labels|_intra|_local),
     'fsd':    Method(_fsd, 'vkd and all three structures', _soft_labels|_intra|_local|_global)}
 
-# %% ../nbs/08_methods.ipynb #6c999c76
+# %% ../nbs/08_methods.ipynb #503ea828
 def _beside_vkd(paper, says, *names, **kw): return Method(paper, f'vkd and {says}', _soft_labels | {n:'beta' for n in names}, **kw)
 
 _aguilar,_internal = 'Aguilar et al. 2020, arXiv 1910.03723', ('attention_*','cls_*')
@@ -222,7 +222,7 @@ methods |= {
     'internal':             _beside_vkd(_aguilar, 'attention and first token of every block', *_internal),
     'internal_progressive': _beside_vkd(_aguilar, 'before it, one block after another', *_internal, schedule='progressive'),
     'internal_stacked':     _beside_vkd(_aguilar, 'before it, a growing stack of blocks', *_internal, schedule='stacked'),
-    'ckd':          Method('Park et al. 2021, arXiv 2109.03537', 'vkd and relations between words and between layers', _soft_labels|_words),
+    'ckd':          Method('Park et al. 2021, arXiv 2109.08359', 'vkd and relations between words and between layers', _soft_labels|_words),
     'sp':           _beside_vkd('Tung and Mori 2019, arXiv 1907.09682', 'similarities between examples', 'sp'),
     'cckd':         _beside_vkd('Peng et al. 2019, arXiv 1904.01802', 'Gaussian similarities between examples', 'cckd'),
     'rcka':         _beside_vkd('Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of logits', 'rcka'),
