@@ -4,22 +4,30 @@
 
 # %% auto #0
 __all__ = ['strategies', 'penalties', 'CompactedLinear', 'Selection', 'CompactedLayerNorm', 'compact', 'Tied', 'tied_sets',
-           'wid_config', 'wid_size', 'merge', 'cut', 'choose', 'edit_gradients', 'shrink', 'parameter_groups',
-           'Inheritance']
+           'wid_config', 'wid_size', 'merge', 'cut', 'check_shares', 'choose', 'edit_gradients', 'shrink',
+           'parameter_groups', 'Inheritance', 'Corpus', 'read_corpus', 'Draws', 'Masking', 'masked_loss', 'mlm_loss',
+           'CompressionSettings', 'Compression']
 
-# %% ../nbs/11_wid.ipynb #9715c576
-import copy, math
+# %% ../nbs/11_wid.ipynb #71426da3
+import copy, math, os, shutil, time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
 
+import datasets as hfd
 import torch
 import torch.nn.functional as F
 from torch import nn, Tensor
-from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrainedModel, TrainerCallback
+from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, BertForSequenceClassification, DataCollatorForLanguageModeling, PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from .cka import float_of
-from .models import blocks, plain
-from .settings import unknown
+from .demo import demo_rows
+from .glue import tasks
+from .kept import fingerprint, kept, newest_valid, outputs, read_json, seal, write_json
+from .models import blocks, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
+from .runs import environment
+from .settings import check_values, parse, setting, unknown
 
 # %% ../nbs/11_wid.ipynb #45eaa1dc
 def _eye(n:int, like:Tensor)->nn.Parameter: return nn.Parameter(torch.eye(n, dtype=like.dtype, device=like.device))
@@ -163,7 +171,7 @@ def wid_size(
     tables = config.vocab_size + config.max_position_embeddings + config.type_vocab_size
     return tables*h + 2*h + config.num_hidden_layers*(4*h*(h+1) + 2*h*f + f + h + 4*h)
 
-# %% ../nbs/11_wid.ipynb #ac380eef
+# %% ../nbs/11_wid.ipynb #60e386c1
 def _merged_config(model):
     "The configuration that the model's kept units make."
     s,config = model.selection,copy.deepcopy(model.config)
@@ -182,25 +190,25 @@ def merge(
     "The small model that the kept rows and columns of the compactors make of the weights."
     sets = tied_sets(model)
     model = plain(model)
-    keep = {id(p): t.share==1 for t in sets.values() for p,_ in t.members}
+    keep = {id(p): (t.share==1).cpu() for t in sets.values() for p,_ in t.members}
+    def exact(p): return p.detach().cpu().double() # some accelerators have no float64
     config = _merged_config(model)
     with torch.random.fork_rng(devices=[]): small = type(model)(config).to(model.dtype)
     widths = [c.hidden_size/c.num_attention_heads for c in (config, model.config)]
     state,e = small.state_dict(),model.bert.embeddings.LayerNorm.right
     for name,m in model.named_modules():
         if isinstance(m, CompactedLinear):
-            r,q = m.left.double()[keep[id(m.left)]],None if m.right is None else m.right.double()[:,keep[id(m.right)]]
-            w,b = r @ m.weight.double().T,m.bias.double()
-            if q is not None: w,b = w @ q,b @ q
+            w,b = exact(m.left)[keep[id(m.left)]] @ exact(m.weight).T,exact(m.bias)
+            if m.right is not None: w,b = (o @ exact(m.right)[:,keep[id(m.right)]] for o in (w, b))
             scale = math.sqrt(widths[0]/widths[1]) if name.endswith('attention.self.query') else 1
             state |= {f'{name}.weight': scale*w.T, f'{name}.bias': scale*b}
-        if isinstance(m, CompactedLayerNorm): state |= {f'{name}.{n}': p[keep[id(m.weight)]] for n,p in (('weight',m.weight), ('bias',m.bias))}
-        if isinstance(m, nn.Embedding): state[f'{name}.weight'] = m.weight.double() @ e.double()[:,keep[id(e)]]
+        if isinstance(m, CompactedLayerNorm): state |= {f'{name}.{n}': exact(p)[keep[id(m.weight)]] for n,p in (('weight',m.weight), ('bias',m.bias))}
+        if isinstance(m, nn.Embedding): state[f'{name}.weight'] = exact(m.weight) @ exact(e)[:,keep[id(e)]]
     if 'cls.predictions.bias' in state: state['cls.predictions.bias'] = state['cls.predictions.decoder.bias']
     small.load_state_dict(state)
     return small.to(model.device).eval()
 
-# %% ../nbs/11_wid.ipynb #acbfa570
+# %% ../nbs/11_wid.ipynb #dfabd880
 def cut(
     step:int,       # Steps done
     total:int,      # Steps of the whole training
@@ -210,6 +218,10 @@ def cut(
 )->int:
     "How many units are cut when `step` begins."
     return most*min(windows, int(windows*step/(ramp*total)+1e-9))//windows
+
+def check_shares(ramp:float, fade:float):
+    "A `ValueError` unless all that is cut has time to vanish."
+    if not (0<ramp and 0<=fade and ramp+fade<=1): raise ValueError(f"ramp={ramp} and fade={fade} must be shares of one training, together at most 1")
 
 # %% ../nbs/11_wid.ipynb #5f2804cf
 def choose(
@@ -271,7 +283,7 @@ def parameter_groups(
         groups.setdefault((fast,matrix), []).append(p)
     return [dict(params=ps, lr=lr if fast else lr/lr_scale, weight_decay=weight_decay if matrix else 0.) for (fast,matrix),ps in groups.items()]
 
-# %% ../nbs/11_wid.ipynb #aa1faa44
+# %% ../nbs/11_wid.ipynb #16242993
 class Inheritance(TrainerCallback):
     "Weight inheritance of a model in the course of its training by a `Trainer`."
     def __init__(self,
@@ -286,7 +298,7 @@ class Inheritance(TrainerCallback):
         lr_scale:float=50,     # How much more slowly inherited weights learn than compactors
     ):
         if penalty not in penalties: raise unknown('penalty', penalty, penalties)
-        if not (0<ramp and 0<=fade and ramp+fade<=1): raise ValueError(f"ramp={ramp} and fade={fade} must be shares of one training, together at most 1")
+        check_shares(ramp, fade)
         self.target = wid_config(model.config, width, strategy)
         self.model = compact(model)
         self.strategy,self.penalty,self.strength,self.ramp,self.fade,self.windows,self.lr_scale = strategy,penalty,strength,ramp,fade,windows,lr_scale
@@ -315,6 +327,8 @@ class Inheritance(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, **kwargs): edit_gradients(tied_sets(self.model).values(), self.penalty, self.strength)
     def on_optimizer_step(self, args, state, control, **kwargs):
         for t in tied_sets(self.model).values(): shrink(t, t.share<1, self._steps(state.max_steps))
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if 'loss' in (logs or {}): state.log_history[-1]['width'] = self.model.selection.stream.sum().item()
 
     def units(self)->dict[str,int]:
         "How many units each set has kept."
@@ -325,3 +339,206 @@ class Inheritance(TrainerCallback):
         self.select(1, 1)
         for t in tied_sets(self.model).values(): shrink(t, t.share<1, 1)
         return merge(self.model)
+
+# %% ../nbs/11_wid.ipynb #11887685
+@dataclass
+class Corpus:
+    "Lines to learn from and lines held out."
+    train:list[str]
+    held_out:list[str]
+    where:str        # Where they come from, in words
+    demo:bool=False  # Whether they are made up
+
+def _lines(corpus:str)->tuple[list[str],str]:
+    "Lines of the file, folder or data set `corpus`, and where they come from."
+    path = Path(corpus)
+    files = [path] if path.is_file() else sorted(path.rglob('*.txt'))
+    if path.is_dir() and not files: raise ValueError(f'corpus={corpus!r} is a folder without a .txt file')
+    try:
+        if files: return [l for f in files for l in f.read_text(encoding='utf-8').splitlines()],f"{len(files)} file{'s'*(len(files)>1)} of {path.name}"
+    except UnicodeDecodeError as e: raise ValueError(f'corpus={corpus!r}: not UTF-8 text ({e.reason} at byte {e.start+1})') from None
+    try: return list(hfd.load_dataset(*corpus.split(':'), split='train')['text']),f'{corpus} from the hub'
+    except Exception as e: raise ValueError(f"corpus={corpus!r} is no text file, no folder, and `datasets` cannot load its 'text': {e}") from None
+
+def read_corpus(
+    corpus:str|None=None, # Text file, folder with .txt files, or name of a data set, with ':' before its configuration; the demo sentences if None
+    held_out:int=500,     # Lines that are not trained on
+)->Corpus:
+    "The different lines of a corpus that are not blank."
+    if corpus is None: lines,where = [r[c] for t in tasks.values() for r in demo_rows(t.name, 'train') for c in t.sentences],'made-up sentences of fsd.demo'
+    else: lines,where = _lines(corpus)
+    lines = [*dict.fromkeys(l for l in map(str.strip, lines) if l)]
+    if held_out>=len(lines): raise ValueError(f'held_out={held_out} is not below the {len(lines)} lines of {where}')
+    order = torch.randperm(len(lines), generator=torch.Generator().manual_seed(0)).tolist()
+    return Corpus([lines[i] for i in order[held_out:]], [lines[i] for i in order[:held_out]], where, corpus is None)
+
+# %% ../nbs/11_wid.ipynb #01cede49
+class Draws(torch.utils.data.Dataset):
+    "As many draws of tokenised lines as a training needs, each line once before any comes twice; a draw knows its number."
+    def __init__(self, rows:list[list[int]], n:int, seed:int=0):
+        g = torch.Generator().manual_seed(seed)
+        self.rows,self.order = rows,torch.cat([torch.randperm(len(rows), generator=g) for _ in range(-(-n//len(rows)))])[:n].tolist()
+    def __len__(self): return len(self.order)
+    def __getitem__(self, i): return dict(input_ids=self.rows[self.order[i]], draw=i)
+
+class Masking(DataCollatorForLanguageModeling):
+    "transformers' masking of words, the same for the same draws; at least one word of a batch is masked."
+    def __call__(self, rows, return_tensors=None):
+        rows,draws = [dict(input_ids=r['input_ids']) for r in rows],[r['draw'] for r in rows]
+        self.generator = torch.Generator().manual_seed(self.seed*1_000_003 + draws[0])
+        while True:
+            batch = super().__call__(rows, return_tensors)
+            if (batch['labels']!=-100).any(): return batch
+
+def masked_loss(
+    model:nn.Module,     # With a head for masked words, perhaps wrapped
+    batch:dict,          # As `Masking` makes it
+    reduction:str='mean',
+)->Tensor:
+    "Cross entropy of the masked words; the head sees only these, which saves six sevenths of the largest layer."
+    batch = dict(batch)
+    labels = batch.pop('labels')
+    at = labels!=-100
+    hook = plain(model).cls.register_forward_pre_hook(lambda m,args: (args[0][at],))
+    try: logits = model(**batch).logits
+    finally: hook.remove()
+    return F.cross_entropy(logits.to(float_of(logits)), labels[at], reduction=reduction)
+
+@torch.no_grad()
+def mlm_loss(
+    model:nn.Module,         # With a head for masked words
+    rows:list[list[int]],    # Token ids of each line
+    masking:Masking,
+    batch_size:int=32,
+)->float: # Nats
+    "Mean cross entropy of the masked words of all `rows`, in eval mode."
+    was,total,n = model.training,0.,0
+    model.eval()
+    for i in range(0, len(rows), batch_size):
+        b = {k:v.to(model.device) for k,v in masking([dict(input_ids=r, draw=i) for r in rows[i:i+batch_size]]).items()}
+        total += masked_loss(model, b, 'sum').item()
+        n += (b['labels']!=-100).sum().item()
+    model.train(was)
+    return total/n
+
+# %% ../nbs/11_wid.ipynb #90c5a904
+@dataclass(kw_only=True)
+class CompressionSettings:
+    "What decides a run of `wid.ipynb`; its values stand in the notebook."
+    model:str = setting("a BERT: auto, a folder, or a name on the hub")
+    corpus:str|None = setting("text file, folder of .txt files, or data set of the hub; none: demo sentences")
+    held_out:int = setting("lines that only measure the loss", low=1)
+    width:int|None = setting("width of the small model; none is half of the model's", low=1)
+    strategy:str = setting("narrower heads, or fewer", choices=strategies)
+    penalty:str = setting("what drives rows to zero", choices=penalties)
+    ramp:float = setting("share of the steps after which all units are cut", above=0, high=1)
+    fade:float = setting("share of the steps that a cut unit takes to vanish", low=0, high=1)
+    steps:int = setting("optimizer steps", low=1)
+    batch_size:int = setting("lines per step", low=1)
+    max_length:int = setting("longest line in tokens", low=3)
+    lr:float = setting("peak learning rate of compactors", above=0)
+    lr_scale:float = setting("how much more slowly inherited weights learn", above=0)
+    warmup:float = setting("share of the steps with rising learning rate", low=0, high=1)
+    weight_decay:float = setting("AdamW's weight decay", low=0)
+    seed:int = setting("dropout, order of lines, masks", low=0)
+    precision:str = setting("arithmetic", choices=('fp32','bf16'))
+    checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
+    log_every:int = setting("optimizer steps between logged losses", low=1)
+
+class _MaskedWords(Trainer):
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None): return masked_loss(model, inputs)
+
+class _Watch(TrainerCallback):
+    "Nothing half-summed is lost with a kill, a checkpoint counts once it is whole, and each logged loss is said."
+    def on_step_end(self, args, state, control, **kwargs):
+        if control.should_save: control.should_log = True
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        if 'loss' in (logs or {}): print(f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.3f}, width {state.log_history[-1]['width']:.0f}", flush=True)
+    def on_save(self, args, state, control, **kwargs): seal(Path(args.output_dir)/f'checkpoint-{state.global_step}', step=state.global_step)
+
+class Compression:
+    "One run of `wid.ipynb`: a BERT made narrower by masked words."
+    def __init__(self, **params): # The fields of the notebook's cell of parameters
+        if int(os.environ.get('WORLD_SIZE', 1))>1: raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: this runs in one process; give Inheritance to a Trainer of your own for more")
+        kinds = {f.name:f.type for f in fields(CompressionSettings)}
+        for name in params:
+            if name not in kinds: raise unknown('parameter', name, kinds)
+        s = self.settings = CompressionSettings(**{k:parse(k, kinds[k], v) for k,v in params.items()})
+        check_values(s, CompressionSettings)
+        check_shares(s.ramp, s.fade)
+        self.source = find_model(s.model)
+        self.name,self.config,self.tokenizer = model_name(self.source),AutoConfig.from_pretrained(self.source),load_tokenizer(self.source)
+        if self.config.model_type!='bert': raise ValueError(f'model={s.model!r} is a {self.config.model_type}; weight inheritance needs a BERT')
+        if s.max_length>self.config.max_position_embeddings: raise ValueError(f"max_length={s.max_length} is longer than the model's {self.config.max_position_embeddings} positions")
+        self.target = wid_config(self.config, s.width, s.strategy)
+        self.corpus = read_corpus(s.corpus, s.held_out)
+        self.device = torch.accelerator.current_accelerator() or torch.device('cpu')
+        with quiet(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(s.seed) # of a fresh head
+            self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, dtype=torch.float32, output_loading_info=True)
+        self.teacher.to(self.device).eval()
+        self.fresh = ('cls.',) if any(k.startswith('cls.') for k in info['missing_keys']) else ()
+        self.rows = self._tokenised(self.corpus.train)
+        self.dev = self._tokenised(self.corpus.held_out)
+        self.folder = outputs()/'students'/f'wid-{self.name}-w{self.target.hidden_size}-{fingerprint(**self.determined_by())}'
+
+    def determined_by(self)->dict:
+        "All that determines the result."
+        no = {'model','corpus','checkpoint_every','log_every'}
+        return dict(code=1, model=model_fingerprint(self.source), corpus=fingerprint(train=self.corpus.train, held_out=self.corpus.held_out),
+                    settings={k:v for k,v in asdict(self.settings).items() if k not in no} | dict(width=self.target.hidden_size))
+
+    def _tokenised(self, lines):
+        ids = self.tokenizer(lines, truncation=True, max_length=self.settings.max_length)['input_ids']
+        return [i for i in ids if len(i)>2]
+
+    def inheritance(self)->Inheritance:
+        "A fresh start."
+        s = self.settings
+        return Inheritance(self.teacher, self.target.hidden_size, s.strategy, s.penalty, ramp=s.ramp, fade=s.fade, lr_scale=s.lr_scale)
+
+    def loss(self, model)->float:
+        "Of the held-out lines, masked always alike."
+        return mlm_loss(model, self.dev, Masking(self.tokenizer, seed=0))
+
+    @cached_property
+    def start(self)->dict[str,float]:
+        "Held-out losses before training: of the teacher, and of what the width gives at once."
+        return dict(teacher=self.loss(self.teacher), at_once=self.loss(self.inheritance().finish()))
+
+    def train(self, folder:Path):
+        "Train, merge, and write the small model, its tokenizer and its record into `folder`; checkpoints lie elsewhere meanwhile."
+        s,wid,began,checkpoints = self.settings,self.inheritance(),time.time(),outputs()/'checkpoints'/self.folder.name
+        args = TrainingArguments(output_dir=str(checkpoints), max_steps=s.steps, per_device_train_batch_size=s.batch_size, learning_rate=s.lr, lr_scheduler_type='linear', warmup_steps=s.warmup,
+            seed=s.seed, bf16=s.precision=='bf16', use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', remove_unused_columns=False, logging_nan_inf_filter=False,
+            logging_steps=s.log_every, save_steps=s.checkpoint_every, save_total_limit=2, disable_tqdm=True, report_to='none')
+        adam = torch.optim.AdamW(wid.parameter_groups(s.lr, s.weight_decay, self.fresh), lr=s.lr)
+        trainer = _MaskedWords(wid.model.train(), args, Masking(self.tokenizer, seed=s.seed), Draws(self.rows, s.steps*s.batch_size, s.seed), optimizers=(adam, None), callbacks=[wid, _Watch()])
+        trainer.remove_callback(PrinterCallback)
+        resume = newest_valid(checkpoints)
+        if resume: print(f'resuming from {resume.name}', flush=True)
+        with quiet(): trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        small = wid.finish()
+        with quiet(): small.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        history = [{k:l[k] for k in ('step','loss','width')} for l in trainer.state.log_history if 'loss' in l]
+        write_json(folder/'wid.json', dict(settings=asdict(s), model=self.source.words, width=self.target.hidden_size, fresh_head=bool(self.fresh),
+            data=dict(where=self.corpus.where, demo=self.corpus.demo, train=len(self.rows), held_out=len(self.dev)), losses=self.start | dict(inherited=self.loss(small)),
+            parameters=dict(teacher=wid_size(self.config, self.config.hidden_size), small=wid_size(self.config, self.target.hidden_size)),
+            history=history, seconds=time.time()-began, environment=environment(self.device)))
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+    def run(self)->dict: # The record
+        "Train unless the small model is there already."
+        kept(self.folder, self.train, **self.determined_by())
+        return read_json(self.folder/'wid.json')
+
+    def _repr_markdown_(self)->str:
+        s,c = self.settings,self.corpus
+        what = {'corpus': f"{c.where}: {len(self.rows):,} lines and {len(self.dev):,} held out"+' **Demonstration on made-up sentences: no result.**'*c.demo,
+            'model': self.source.words + (', **without a head for masked words: a fresh one is trained with it, and the teacher\'s loss below says nothing about the teacher**' if self.fresh else ''),
+            'small model': f'{self.target.hidden_size} of {self.config.hidden_size} wide, {self.target.num_attention_heads} of {self.config.num_attention_heads} heads, {wid_size(self.config, self.target.hidden_size)/1e6:.1f} of {wid_size(self.config, self.config.hidden_size)/1e6:.1f} million parameters in embeddings and blocks',
+            'inheritance': f'strategy {s.strategy}, penalty {s.penalty}, all cut after {s.ramp:.0%} of the steps, each unit fades for {s.fade:.0%}',
+            'training': f'{s.steps} steps of {s.batch_size} lines of at most {s.max_length} tokens, compactors at {s.lr:g}, weights at {s.lr/s.lr_scale:g}, warm-up {s.warmup:g}, weight decay {s.weight_decay:g}, {s.precision}',
+            'device': environment(self.device)['device'], 'seed': s.seed, 'result': os.path.relpath(self.folder, outputs().parent)}
+        return '\n'.join(['| | |','|---|---|', *(f'| {k} | {v} |' for k,v in what.items())])

@@ -1,10 +1,14 @@
 """Weight inheritance inside the trainer: ends at zero whatever the length, resumes bit for bit, and gives a model like any other."""
-import pytest, torch
+import ast, shutil, subprocess, sys
+from dataclasses import fields
+import nbformat, papermill, pytest, torch
+from conftest import root
 from datasets import Dataset
 from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, TrainingArguments
-from fsd.models import forward, load_teacher
+from fsd.kept import read_json
+from fsd.models import forward, load_teacher, load_tokenizer
 from fsd.trainer import DistillationConfig, DistillationTrainer
-from fsd.wid import Inheritance, compact, merge, strategies, tied_sets
+from fsd.wid import Compression, CompressionSettings, Inheritance, compact, merge, strategies, tied_sets
 
 def teacher(kind=BertForSequenceClassification, seed=0):
     torch.manual_seed(seed)
@@ -124,3 +128,71 @@ def test_without_training_the_first_units_go(strategy):
     wid.finish()
     kept = wid.model.selection.stream.view(4,4)
     assert kept.sum()==8 and (kept.sum(1).tolist()==([2]*4 if strategy=='dim' else [0,0,4,4]))
+
+# ---------------------------------------------------------------- the notebook
+
+notebook = root/'nbs'/'wid.ipynb'
+
+def choices(**given):
+    "The notebook's own values, and what a test gives."
+    return {k:ast.literal_eval(p['default']) for k,p in papermill.inspect_notebook(str(notebook)).items()} | given
+
+@pytest.fixture
+def small(tiny_bert, tmp_path):
+    "What makes a run take seconds; the corpus is a folder."
+    (tmp_path/'texts').mkdir()
+    (tmp_path/'texts'/'a.txt').write_text('\n'.join(f'the {w} of a {v} is in it.' for w in 'abcdefgh' for v in 'ijklmnop'))
+    return dict(model=str(tiny_bert), corpus=str(tmp_path/'texts'), held_out=8, width=8, steps=12, batch_size=4, max_length=16, lr=1e-2, checkpoint_every=4, log_every=2)
+
+def test_parameters_are_fields_with_a_line_of_help():
+    found = papermill.inspect_notebook(str(notebook))
+    assert [*found]==[f.name for f in fields(CompressionSettings)] and all(p['help'] for p in found.values())
+
+def test_the_notebook_as_a_command(tmp_path, outputs, small):
+    options = [str(o) for k,v in small.items() for o in ('-p', k, v)]
+    done = subprocess.run([sys.executable, '-m', 'papermill', str(notebook), str(tmp_path/'out.ipynb'), *options], capture_output=True, text=True, cwd=root)
+    assert done.returncode==0, done.stderr
+    folder, = (outputs/'students').glob('wid-tiny-bert-w8-*/')
+    record = read_json(folder/'wid.json')
+    assert record['losses'].keys()=={'teacher','at_once','inherited'} and record['fresh_head'] and [l['width'] for l in record['history']][-1]==8
+    assert load_teacher(folder, 'mrpc').config.hidden_size==8 and load_tokenizer(folder).mask_token=='[MASK]'
+    outs = [o for c in nbformat.read(tmp_path/'out.ipynb', 4).cells if c.cell_type=='code' for o in c.outputs]
+    assert sum('image/png' in o.get('data', {}) for o in outs)==1 and not [o for o in outs if o.output_type=='error']
+    assert not list((outputs/'checkpoints').iterdir())
+
+def test_a_killed_run_goes_on_to_the_same_model(outputs, small, monkeypatch):
+    whole = Compression(**choices(**small))
+    losses = whole.run()['losses']
+    want = (whole.folder/'model.safetensors').read_bytes()
+    shutil.rmtree(whole.folder)
+    seen = Inheritance.on_step_begin
+    def killed(self, args, state, control, **kw):
+        if state.global_step==6: raise KeyboardInterrupt
+        seen(self, args, state, control, **kw)
+    monkeypatch.setattr(Inheritance, 'on_step_begin', killed)
+    with pytest.raises(KeyboardInterrupt): Compression(**choices(**small)).run()
+    assert not whole.folder.exists() and (outputs/'checkpoints'/whole.folder.name/'checkpoint-4'/'manifest.json').exists()
+    monkeypatch.undo()
+    monkeypatch.setenv('FSD_OUTPUTS', str(outputs))
+    again = Compression(**choices(**small))
+    record = again.run()
+    assert record['losses']==losses and [l['step'] for l in record['history']]==[2,4,6,8,10,12]
+    assert (again.folder/'model.safetensors').read_bytes()==want
+
+wrong = {
+    "unknown parameter 'widht'; did you mean 'width'?": dict(widht=8),
+    "width=9 cannot be shared by 2 heads": dict(width=9),
+    "width=12 is no whole number of heads": dict(width=12, strategy='head'),
+    "unknown strategy 'dims'; did you mean 'dim'?": dict(strategy='dims'),
+    "steps=0 must be at least 1": dict(steps=0),
+    "lr='fast' is not a number": dict(lr='fast'),
+    "max_length=65 is longer than the model's 64 positions": dict(max_length=65),
+    "ramp=0.9 and fade=0.2 must be shares": dict(ramp=.9, fade=.2),
+    "held_out=64 is not below the 64 lines": dict(held_out=64),
+    "corpus='/nowhere/text' is no text file": dict(corpus='/nowhere/text'),
+    "'/nowhere/bert' is no folder": dict(model='/nowhere/bert')}
+
+@pytest.mark.parametrize('message', wrong)
+def test_what_cannot_be_meant_ends_before_anything_is_computed(outputs, small, message):
+    with pytest.raises((ValueError, FileNotFoundError)) as e: Compression(**choices(**small | wrong[message]))
+    assert message in str(e.value) and not outputs.exists()
