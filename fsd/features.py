@@ -6,7 +6,7 @@
 __all__ = ['half_max', 'row_lengths', 'planned', 'planned_bytes', 'in_words', 'rows_fingerprint', 'check_range', 'KeptTeacher',
            'keep_features', 'LiveTeacher', 'FlatRows']
 
-# %% ../nbs/09_features.ipynb #8d3d78b6
+# %% ../nbs/09_features.ipynb #958c25ad
 import hashlib, math
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from .glue import collate
-from .kept import fingerprint, kept, need_space, read_json, verify
+from .kept import fingerprint, kept, need_space, read_json, shown, verify
 from .models import Features, check_length, depth, forward, layer_index, weights_fingerprint
 
 # %% ../nbs/09_features.ipynb #61aefddf
@@ -149,7 +149,7 @@ class KeptTeacher:
     def __len__(self): return len(self.idx)
     def __repr__(self): return f"KeptTeacher({len(self):,} rows, {sorted(self.needs)}, {self.padding}, {self.folder})"
 
-# %% ../nbs/09_features.ipynb #371d33f2
+# %% ../nbs/09_features.ipynb #f6267111
 @patch
 def _find(self:KeptTeacher, idx:Tensor)->np.ndarray:
     "Where the rows `idx` lie."
@@ -178,13 +178,14 @@ def __call__(self:KeptTeacher,
     batch:Mapping[str,Tensor], # `idx` (N,), `attention_mask` (N, L)
 )->Features:
     "Logits and hidden states of the rows `batch['idx']`, on the batch's device."
+    if 'idx' not in batch: raise ValueError(f"the batch has no 'idx', by which rows are found in {self.folder}; the training rows need the idx that they were kept with")
     mask, at = batch['attention_mask'].bool(), self._find(batch['idx'])
     self._check_batch(mask, at)
     hidden = {l:self._gather(l, at, mask.shape[1]).to(mask.device).to(self.dtype) for l in self._hidden}
     cls = {l:torch.from_numpy(c[at]).to(mask.device).to(self.dtype) for l,c in self._cls.items()}
     return Features(torch.from_numpy(self.logits[at]).to(mask.device), mask, hidden, cls)
 
-# %% ../nbs/09_features.ipynb #293ec511
+# %% ../nbs/09_features.ipynb #6ec99e59
 def keep_features(
     model:PreTrainedModel,  # The teacher, fine-tuned, on the device it is to run on
     rows:Dataset,           # From `fsd.glue.tokenise`
@@ -208,7 +209,7 @@ def keep_features(
                  positions=int(positions.max()), pad_token_id=pad_token_id, precision=precision, depth=depth(model), width=model.config.hidden_size)
     def build(tmp):
         print(f"Keeping {len(rows):,} rows of the teacher's {' and '.join(['logits', *(f'layer {l}' for l in layers), *(f'first token of layer {l}' for l in cls)])}: "
-              f'{in_words(planned_bytes(plan))} in {tmp.parent}', flush=True)
+              f'{in_words(planned_bytes(plan))} in {shown(tmp.parent)}', flush=True)
         need_space(tmp, planned_bytes(plan))
         out = {name:open_memmap(tmp/f'{name}.npy', 'w+', dtype=kind, shape=shape) for name,(shape,kind) in plan.items()}
         _compute(model, rows, lengths, needs, out, max_length if padding=='paper' else None, pad_token_id, batch_size, precision)
