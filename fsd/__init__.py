@@ -13,6 +13,9 @@ _face = {name:module for module,names in {
     'trainer': 'DistillationConfig DistillationTrainer NonFinite',
     'features': 'KeptTeacher LiveTeacher keep_features',
     'models': 'Features load_teacher lower_half',
+    'methods': 'Method Term Objective find_method',
+    'wid': 'Inheritance compact merge',
+    'squad': 'Reading squad_scores',
     'experiment': 'Experiment distill',
 }.items() for name in names.split()}
 
