@@ -5,7 +5,7 @@ from torch import nn
 from types import SimpleNamespace
 
 from fsd import analysis, plots
-from fsd.analysis import beside_paper, cka_map, collect, map_means, method_order, paper, paper_cka, paper_rows, relation_difference, restoration
+from fsd.analysis import beside_paper, cka_map, collect, map_means, paper, paper_cka, paper_methods, paper_rows, relation_difference, restoration
 from fsd.settings import task_names
 
 
@@ -40,7 +40,7 @@ def test_unknown_names_are_refused(call):
 
 def test_beside_paper_without_scores_is_the_paper():
     frame = beside_paper('cola', {})
-    assert frame['matthews', 'ours'].isna().all() and list(frame.index) == [m for m in method_order if m != 'nods']
+    assert frame['matthews', 'ours'].isna().all() and list(frame.index) == [m for m in paper_methods if m != 'nods']
 
 
 @pytest.mark.parametrize('s,t,n,words', [([0, 1], [0], 2, 'equal rows'), ([], [], 2, 'equal rows'), ([[0, 1]], [[0, 1]], 2, 'equal rows'),
