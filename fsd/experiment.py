@@ -391,7 +391,7 @@ def student(self:Experiment):
     "The distilled student, in eval mode."
     return load_teacher(self.student_folder, self.task.name).to(self.device)
 
-# %% ../nbs/15_experiment.ipynb #4232c2dc
+# %% ../nbs/15_experiment.ipynb #70072c78
 @patch
 def _analyse(self:Experiment, t:dict, s:dict)->tuple[dict,dict]:
     "What the paper looks at besides scores: restoration and CKA maps, their means for the record and their pixels for the pictures."
@@ -423,7 +423,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
         parameters=dict(teacher=self.teacher.num_parameters(), student=self.student.num_parameters()),
         scores=dict(teacher=self._scores(t), student=self._scores(s), majority=self.majority()),
         best=max(training['epochs'], key=first)['scores'], epochs=training['epochs'], analysis=found,
-        probe=training['probe'], history=[{k:v for k,v in l.items() if k in ('step','epoch','loss','learning_rate',*self.weights)} for l in training['history']])
+        probe=training.get('probe', []), history=[{k:v for k,v in l.items() if k in ('step','epoch','loss','learning_rate',*self.weights)} for l in training['history']])
 
 @patch
 def run(self:Experiment)->runs.Run:
