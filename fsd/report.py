@@ -117,7 +117,7 @@ def teachers(
     first = {o.task:o for o in reversed(comparable(found))}
     return _tidy((o.task, 'teacher', o.record['settings']['teacher_seed'], o.teacher) for o in reversed(first.values()))
 
-# %% ../nbs/17_report.ipynb #90db9f59
+# %% ../nbs/17_report.ipynb #c7155492
 def _flat(frame:pd.DataFrame)->pd.DataFrame:
     "With the index as columns, and one name per column."
     if frame.index.names!=[None]: frame = frame.reset_index()
@@ -125,7 +125,7 @@ def _flat(frame:pd.DataFrame)->pd.DataFrame:
 
 def _word(v, decimals:int)->str:
     if pd.isna(v) or v=='': return '–'
-    return f'{v:.{decimals}f}' if isinstance(v, float) else str(v).replace('|', r'\|')
+    return f'{round(v, decimals)+0.:.{decimals}f}' if isinstance(v, float) else str(v).replace('|', r'\|')
 
 def markdown(
     frame:pd.DataFrame,
