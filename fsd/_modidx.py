@@ -224,6 +224,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fsd.figures.coverage': { 'fsd.figures.coverage.coverage': ('figures/fig2_coverage.html#coverage', 'fsd/figures/coverage.py'),
                                       'fsd.figures.coverage.coverage_figure': ( 'figures/fig2_coverage.html#coverage_figure',
                                                                                 'fsd/figures/coverage.py')},
+            'fsd.figures.heatmaps': { 'fsd.figures.heatmaps.heat_maps': ('figures/fig4_heatmaps.html#heat_maps', 'fsd/figures/heatmaps.py'),
+                                      'fsd.figures.heatmaps.run_map': ('figures/fig4_heatmaps.html#run_map', 'fsd/figures/heatmaps.py')},
             'fsd.figures.restoration': { 'fsd.figures.restoration._panel': ( 'figures/fig3_restoration.html#_panel',
                                                                              'fsd/figures/restoration.py'),
                                          'fsd.figures.restoration.restoration_figure': ( 'figures/fig3_restoration.html#restoration_figure',

@@ -1,0 +1,210 @@
+"""Tables of the paper from made-up records: what is missing is a hole, what is no result is refused by name, what is saved twice is the same."""
+import random
+import numpy as np, pandas as pd, pytest
+from fsd import runs
+from fsd.kept import Damaged
+from fsd.report import comparable, made_up, markdown, reproduction, save_table, scores, teachers
+from fsd.runs import Run
+from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
+from fsd.tables import ablation, batch, cka, cost, glue, ranks, sizes
+
+tables = dict(glue=glue.make, tests=glue.tests, ablation=ablation.make, batch=batch.make, cka=cka.make, ranks=ranks.make, differences=ranks.differences, cost=cost.make)
+of_paper = ('nods','vkd','pkd','rkd','minilm','fsd_i','fsd_l','fsd_g','fsd_il','fsd')
+
+def full(task='mrpc', method='vkd', seed=0, **kw):
+    "A made-up run with everything a table reads from the record."
+    v = .5+.02*of_paper.index(method)+.01*seed
+    means = dict(diagonal=v, rest=.3)
+    probe = [dict(step=5, probe={p:dict.fromkeys(ranks.quantities, 1-v) for p in ('paper','masked')})]
+    return made_up(task, method, seed, v, probe=probe, parameters=dict(student=10),
+                   analysis=dict(cka={s:dict(biased=means, debiased=means, masked=dict(biased=means, debiased=means)) for s in ('validation','validation_matched')}), **kw)
+
+def saved(run, logits, labels=None):
+    "`run` in the outputs folder, with predictions for every split."
+    from fsd.glue import tasks
+    labels = np.arange(len(logits))%2 if labels is None else labels
+    arrays = {f'{k}_{s}':v for s in tasks[run.task].dev for k,v in (('student',logits), ('teacher',logits), ('labels',labels))}
+    return runs.save(Run(runs.outputs()/run.folder, run.record), predictions=arrays)
+
+def ours(table):
+    "The cells of a table that come from runs."
+    if 'whose' in table.index.names: return table.xs('ours', level='whose')
+    if 'CKA' in table.index.names: return table.drop('paper', level='CKA')
+    if table.columns.nlevels==2: return table.xs('ours', level=1, axis=1)
+    return table[[c for c in table if 'paper' not in str(c) and c not in ('seeds','millions, printed')]]
+
+# ---------------------------------------------------------------- holes and refusals
+
+@pytest.mark.parametrize('name', tables)
+def test_without_runs_everything_is_a_hole(name):
+    table = tables[name]([])
+    assert ours(table).isna().all(axis=None)
+    if name!='differences': assert len(table) and '–' in markdown(table)
+
+@pytest.mark.parametrize('name', tables)
+def test_records_without_what_a_table_needs_are_holes(name):
+    table = tables[name]([made_up('rte', m, probe=None, analysis={}, scores=dict(teacher={}, student=dict(validation=dict(accuracy=None)))) for m in of_paper])
+    assert ours(table).isna().all(axis=None)
+
+@pytest.mark.parametrize('name', tables)
+@pytest.mark.parametrize('wrong', [dict(source='demo'), dict(overrides=dict(max_steps=3)), dict(overrides=dict(train_examples=3))])
+def test_what_is_no_result_is_refused_by_name(name, wrong):
+    bad = [full(seed=i, **wrong) for i in (7,8)]
+    with pytest.raises(ValueError) as e: tables[name]([full(), *bad])
+    assert all(f'{b.folder} ({b.kind})' in str(e.value) for b in bad) and '-s0' not in str(e.value)
+
+@pytest.mark.parametrize('name', tables)
+def test_a_table_of_runs_has_numbers_and_does_not_depend_on_their_order(name):
+    found = [full(m, method, s) for m in ('mrpc','rte') for method in of_paper for s in (0,1)]
+    table = tables[name](found)
+    assert ours(table).notna().any(axis=None)
+    random.Random(0).shuffle(found)
+    assert markdown(tables[name](found), 6)==markdown(table, 6)
+
+# ---------------------------------------------------------------- the reproduction
+
+def test_a_reproduction_names_everything_that_is_no_result(outputs):
+    for kw in ({}, dict(source='demo'), dict(overrides=dict(max_steps=3))): saved(full(**kw), np.eye(2))
+    assert [o.kind for o in reproduction()]==['runs'], 'demonstrations and trials have folders of their own'
+    with pytest.raises(ValueError) as e: reproduction(root=outputs)
+    assert '(demo)' in str(e.value) and '(trials)' in str(e.value)
+
+def test_a_reproduction_takes_one_model_one_padding_and_nothing_else_changed(outputs):
+    for method,o in (('vkd',{}), ('fsd',dict(padding='masked', precision='bf16')), ('fsd',{}), ('rkd',dict(beta=2.)), ('pkd',dict(precision='bf16'))):
+        saved(full(method=method, overrides=o), np.eye(2))
+    saved(full(model='other'), np.eye(2))
+    assert [(o.method, o.record['overrides'].get('padding')) for o in reproduction()]==[('vkd',None), ('pkd',None), ('fsd','masked')]
+    assert [(o.method, o.record['overrides'].get('padding')) for o in reproduction(padding='paper')]==[('vkd',None), ('pkd',None), ('fsd',None)]
+    assert [o.method for o in reproduction('other')]==['vkd']
+    assert reproduction(root=outputs/'nowhere')==[]
+
+def test_two_runs_for_one_place_are_both_named(outputs):
+    for o in ({}, dict(precision='bf16')): saved(full(overrides=o), np.eye(2))
+    with pytest.raises(ValueError, match='two runs of mrpc, vkd, seed 0: .*-s0 and .*-s0,precision=bf16'): reproduction()
+
+def test_batch_sizes_are_kept_apart(outputs):
+    for b in (8,32): saved(full(method='fsd_l', overrides=dict(batch_size=b, padding='masked')), np.eye(2))
+    assert len(reproduction())==0 and len(found := reproduction(also=('batch_size',)))==2
+    assert batch.make(found).loc[('fsd_l','mrpc','f1'), [8,32]].notna().all()
+    with pytest.raises(ValueError, match='two runs'): comparable(found)
+
+def test_data_and_teachers_must_be_the_same():
+    other = full(method='fsd')
+    other.record['data'] = other.record['data'] | dict(fingerprint='other')
+    with pytest.raises(ValueError, match='different data'): comparable([full(), other])
+    with pytest.raises(ValueError, match='different teachers'): teachers([full(), full(method='fsd', teacher=.1)])
+
+# ---------------------------------------------------------------- saving
+
+def test_the_same_table_is_the_same_bytes(outputs):
+    found = [full(method=m) for m in of_paper]
+    first = [p.read_bytes() for p in save_table(glue.make(found), 'table')]
+    again = save_table(glue.make(found[::-1]), 'table')
+    assert [p.read_bytes() for p in again]==first
+    assert [p.relative_to(outputs).as_posix() for p in again]==['tables/table.csv','tables/table.md']
+    assert all(b'\r' not in b and b.endswith(b'\n') for b in first)
+    assert sorted(p.name for p in (outputs/'tables').iterdir())==['table.csv','table.md'], 'nothing unfinished stays'
+
+def test_a_hole_is_empty_in_csv_and_a_dash_in_markdown(outputs):
+    for p in save_table(pd.DataFrame({'a':[None,np.nan,pd.NA,''], 'b':pd.array([1,None,3,4], 'Int64'), 'c':[.1+.2,1e-9,-1e-9,np.nan]}), 'holes', 3): text = p.read_text()
+    assert text.splitlines()[2:]==['| – | 1 | 0.300 |', '| – | – | 0.000 |', '| – | 3 | 0.000 |', '| – | 4 | – |']
+    back = pd.read_csv(outputs/'tables'/'holes.csv')
+    assert back.a.isna().all() and back.b.tolist()[2:]==[3,4] and back.c[0]==.3
+
+@pytest.mark.parametrize('name', ['', '../x', 'a/b', 'a b', '.x'])
+def test_a_table_stays_in_its_folder(name, outputs):
+    with pytest.raises(ValueError, match='cannot name a file'): save_table(pd.DataFrame({'a':[1]}), name)
+
+# ---------------------------------------------------------------- scores and tests
+
+def test_undefined_scores_are_no_seeds():
+    some = [made_up('rte', 'vkd', i, v) for i,v in enumerate((.5,.6,None))]
+    assert spread(scores(some)).loc[('rte','accuracy','vkd')].tolist()==pytest.approx([55, 50**.5, 2])
+    assert glue.make(some).loc[('rte','accuracy','ours'),'vkd']=='55.00 (7.07) ×2'
+
+def test_the_best_baseline_is_one_of_the_papers():
+    some = [made_up('rte', m, i, v+.01*i) for m,v in dict(sp=.9, nods=.8, vkd=.6, rkd=.5, fsd=.7).items() for i in (0,1)]
+    assert lead(spread(scores(some))).baseline.item()=='vkd'
+    assert lead(spread(scores(some)), 'sp').difference.item()==pytest.approx(30)
+
+@pytest.mark.parametrize('task,metric,printed,p', [('stsb','pearson',.004,.003), ('stsb','spearman',.013,.013), ('qnli','accuracy',.995,.996), ('mnli','accuracy_m',.386,.390),
+    ('mnli','accuracy_mm',.242,.239), ('mrpc','accuracy',.060,.066), ('wnli','accuracy',.115,.106), ('cola','matthews',.521,.517), ('qqp','f1',.402,.424),
+    ('rte','accuracy',.002,.095), ('sst2','accuracy',.348,.449), ('qqp','accuracy',.982,.708), ('mrpc','f1',.115,.184)])
+def test_p_values_of_the_paper(task, metric, printed, p):
+    r = recomputed().loc[(task,metric)]
+    assert (r.printed, round(r.p, 3))==(printed, p) and r.least<=r.p<=r.most
+
+def test_welch_answers_at_the_rate_it_promises():
+    rng = np.random.default_rng(0)
+    a,b = rng.normal(size=(1000,5)),3*rng.normal(size=(1000,4))
+    p = np.array([welch(x.mean(), x.std(ddof=1), 5, y.mean(), y.std(ddof=1), 4) for x,y in zip(a,b)])
+    assert .03<(p<.05).mean()<.075 and .45<(p<.5).mean()<.55
+
+def test_bootstrap_answers_at_about_the_rate_it_promises():
+    rng = np.random.default_rng(0)
+    p = [bootstrap('rte', *rng.normal(size=(2,2,150,2)), rng.integers(2, size=150), 200).p.item() for _ in range(150)]
+    assert .03<np.mean(np.array(p)<.1)<.2
+
+def test_bootstrap_in_parts_is_as_wide_as_it_should_be():
+    rng = np.random.default_rng(0)
+    labels,logits = rng.integers(2, size=5000),rng.normal(size=(2,1,5000,2)) # 400 draws at a time
+    right = (logits.argmax(-1)==labels)[:,0]
+    b = bootstrap('rte', *logits, labels, 900).loc['accuracy']
+    se = 100*(right[0].astype(float)-right[1]).std()/5000**.5
+    assert (b.high-b.low)/3.92==pytest.approx(se, rel=.12) and b.low<b.difference<b.high
+
+def test_bootstrap_of_runs_reads_both_dev_sets_and_refuses_other_labels(outputs):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=60)
+    good,bad = np.eye(3)[labels],rng.normal(size=(60,3))
+    a,b = saved(full('mnli','fsd'), good, labels),saved(full('mnli','rkd'), bad, labels)
+    table = bootstrap_runs([a], [b], 100)
+    assert table.index.tolist()==['accuracy_m','accuracy_mm'] and (table.p<.02).all() and (table.low>0).all()
+    tested = glue.tests([a,b], draws=100)
+    assert tested.loc['mnli','sentences p'].tolist()==table.p.tolist() and tested.loc['mnli','sentences Holm'].tolist()==[2*table.p.iloc[0]]*2
+    assert tested['seeds p'].isna().all(), 'one seed each has no spread'
+    c = saved(full('mnli','vkd'), bad, labels[::-1])
+    with pytest.raises(ValueError, match='different labels'): bootstrap_runs([a], [c])
+    (b.folder/'predictions.npz').write_bytes(b'')
+    with pytest.raises(Damaged): bootstrap_runs([a], [b])
+
+def test_holm_lies_between_the_p_and_bonferroni():
+    p = pd.Series(np.random.default_rng(0).random(9)**3, ['a']*9)
+    h = holm(p)
+    assert (h>=p).all() and (h<=np.minimum(1, 9*p)).all() and h.min()==pytest.approx(9*p.min())
+    assert holm(p[::-1]).tolist()==h[::-1].tolist() and (h.to_numpy()[np.argsort(p)]==np.sort(h)).all()
+    assert holm(pd.Series([np.nan, .02, np.nan])).tolist()[1]==.02
+
+# ---------------------------------------------------------------- single tables
+
+def test_ablation_compares_within_seeds():
+    some = [made_up('rte', m, s, v) for m,s,v in (('fsd',0,.6), ('fsd',1,.9), ('fsd_i',1,.8), ('fsd_i',2,.1), ('fsd_l',3,.5))]
+    t = ablation.make(some).loc[('rte','accuracy')]
+    assert t['fsd_i','ours']==pytest.approx(-10) and t['fsd_i','seeds']==1 and pd.isna(t['fsd_l','ours'])
+
+def test_ranks_need_all_four_and_come_from_the_last_look():
+    four = [full('rte', m) for m in ranks.ranked]
+    t = ranks.make(four).xs('ours', level=1, axis=1)
+    assert t.loc['rte'].tolist()==[4,3,2,1] and t.drop('rte').isna().all(axis=None)
+    assert ranks.make(four[:3]).xs('ours', level=1, axis=1).isna().all(axis=None)
+    four[0].record['probe'] = [dict(step=9, probe=dict(masked=dict.fromkeys(ranks.quantities, 0.))), *four[0].record['probe']]
+    assert ranks.make(four).loc['rte', ('vkd','ours')]==1
+
+def test_cka_of_the_other_padding_is_never_taken_for_it():
+    run = made_up(analysis=dict(cka=dict(validation=dict(biased=dict(diagonal=.9, rest=0), debiased=dict(diagonal=.8, rest=0)))))
+    assert cka.make([run], 'paper').loc[('mrpc','biased'),'vkd']==.9 and np.isnan(cka.make([run], 'masked').loc[('mrpc','biased'),'vkd'])
+
+def test_speeds_are_relative_to_vkd_or_holes(tmp_path):
+    t = cost.make([], dict(fsd=dict(training=8, inference=3), vkd=dict(training=10), sp=dict(training=5)))
+    assert t['training, ours'].dropna().to_dict()==dict(vkd=1., sp=.5, fsd=.8) and t['inference, ours'].isna().all()
+    (tmp_path/'speed.json').write_text('{"vkd": {"training": null}}')
+    with pytest.raises(ValueError, match='vkd training None is no speed'): cost.speeds(tmp_path/'speed.json')
+
+def test_sizes_are_counted_from_files_and_holes_without(tmp_path, monkeypatch):
+    (tmp_path/'RTE').mkdir()
+    for split,n in (('train',3),('dev',277)): (tmp_path/'RTE'/f'{split}.tsv').write_text('index\tsentence1\tsentence2\tlabel\n'+''.join(f'{i}\ta\tb\tentailment\n' for i in range(n)))
+    monkeypatch.setenv('FSD_GLUE', str(tmp_path))
+    t = sizes.make(sizes.present()).set_index('task')
+    assert t.loc['RTE', ['train, counted','dev, counted']].tolist()==['3 (a part)','277'] and t.drop('RTE')['dev, counted'].isna().all()
+    monkeypatch.delenv('FSD_GLUE')
+    assert sizes.present(['wnli'])=={} or sizes.present(['wnli'])['wnli'].source=='hub'
