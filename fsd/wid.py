@@ -421,7 +421,7 @@ def mlm_loss(
     model.train(was)
     return total/n
 
-# %% ../nbs/11_wid.ipynb #90c5a904
+# %% ../nbs/11_wid.ipynb #dd1cc1fa
 @dataclass(kw_only=True)
 class CompressionSettings:
     "What decides a run of `wid.ipynb`; its values stand in the notebook."
@@ -501,10 +501,15 @@ class Compression:
         "Of the held-out lines, masked always alike."
         return mlm_loss(model, self.dev, Masking(self.tokenizer, seed=0))
 
+    def frequencies(self)->float:
+        "Held-out loss of knowing how frequent each word is, and nothing else; a word that never came counts as if it had come once."
+        n = torch.bincount(torch.tensor([t for r in self.rows for t in r[1:-1]]), minlength=len(self.tokenizer)).clamp(min=1)
+        return -(n/n.sum()).log()[[t for r in self.dev for t in r[1:-1]]].mean().item()
+
     @cached_property
     def start(self)->dict[str,float]:
-        "Held-out losses before training: of the teacher, and of what the width gives at once."
-        return dict(teacher=self.loss(self.teacher), at_once=self.loss(self.inheritance().finish()))
+        "Held-out losses before training: of word frequencies, of the teacher, and of what the width gives at once."
+        return dict(frequencies=self.frequencies(), teacher=self.loss(self.teacher), at_once=self.loss(self.inheritance().finish()))
 
     def train(self, folder:Path):
         "Train, merge, and write the small model, its tokenizer and its record into `folder`; checkpoints lie elsewhere meanwhile."
