@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Experiment', 'once', 'Probe', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
-# %% ../nbs/15_experiment.ipynb #2385fa72
+# %% ../nbs/15_experiment.ipynb #5ee5a58e
 import os, re, resource, shutil, sys, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
@@ -22,9 +22,9 @@ from .methods import Objective, Pair, find_method, find_term, schedule_knobs, we
 from .models import depth, find_model, forward, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, quiet
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
-from .wid import Inheritance, wid_config
+from .wid import Inheritance, check_shares, wid_config
 
-# %% ../nbs/15_experiment.ipynb #c4a964de
+# %% ../nbs/15_experiment.ipynb #0d3c6d73
 _optimisation = 'batch_size accumulate weight_decay adam_epsilon max_grad_norm warmup precision max_length max_steps train_examples'.split()
 _of_teachers = 'teacher_epochs teacher_lr teacher_seed'.split()
 _of_students = 'epochs lr student_layers student_init'.split()
@@ -57,6 +57,7 @@ class Experiment:
             for name in ('student_layers','student_model'):
                 if getattr(s, name): raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights is the teacher made narrower; see student_width")
             wid_config(self.config, s.student_width, s.wid_strategy)
+            check_shares(s.wid_ramp, s.wid_fade)
         elif s.student_width: raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; {method!r} cuts lower blocks, see student_layers")
         blank = torch.zeros(1, 1, self.config.hidden_size) # for the memory, which is not there yet
         self.needs_t = Objective(self.method, self.pair(blank)).needs_t # of the teacher, besides logits; a term that cannot be built says so here

@@ -1,0 +1,49 @@
+"Every method from its name to a student that transformers loads, and settings that a method cannot have."
+import pytest
+from transformers import AutoModelForSequenceClassification
+from fsd.experiment import Experiment
+from fsd.methods import find_term, methods
+from fsd.settings import resolve
+
+@pytest.fixture(scope='module')
+def shared(tmp_path_factory): return tmp_path_factory.mktemp('shared')
+
+@pytest.fixture
+def short(tiny, shared, monkeypatch):
+    "A run of four steps; all of them share one teacher."
+    monkeypatch.setenv('FSD_OUTPUTS', str(shared/'outputs'))
+    return tiny | dict(epochs=1, train_examples=32, relation_heads=4, gamma_g=1e-3)
+
+@pytest.mark.parametrize('method', methods)
+def test_a_method_from_its_name_to_a_student(method, short):
+    e = Experiment('mrpc', method, padding='masked', **short)
+    run = e.run()
+    student = AutoModelForSequenceClassification.from_pretrained(e.student_folder)
+    inherited = methods[method].student=='inherited'
+    assert (student.config.num_hidden_layers, student.config.hidden_size)==((4, 8) if inherited else (2, 16))
+    logged = {k for l in run.record['history'] for k in l} - {'step','epoch','loss','learning_rate'}
+    assert logged==set(run.record['terms'])==set(e.weights), 'every term took part at some time'
+    assert len(run.record['probe'])==4 and 0<=run.scores['validation']['accuracy']<=1
+
+def test_schedules_make_different_students(short):
+    places = {Experiment('mrpc', m, **short).place('students').name.rpartition('-')[2] for m in ('internal', 'internal_progressive', 'internal_stacked')}
+    assert len(places)==3
+
+@pytest.mark.parametrize('method, params, message', [
+    ('minilm_v2', dict(relation_heads=3), "relation_heads=3 does not divide the student's width 16"),
+    ('pkd', dict(student_layers=3), "skip needs a teacher whose blocks are a multiple of the student's 3"),
+    ('pkd', dict(student_layers=1), 'patience needs a student of 2'),
+    ('pkd', dict(patience='lsat'), "unknown patience 'lsat'; did you mean 'last'?"),
+    ('internal_stacked', dict(stage_cap=.5), '2 blocks with 0.5 of all steps each'),
+    ('wid', dict(student_layers=2), 'student_layers=2: a student that inherits'),
+    ('wid', dict(student_width=7), 'width=7 cannot be shared by 2 heads'),
+    ('wid', dict(wid_ramp=.9, wid_fade=.2), 'ramp=0.9 and fade=0.2'),
+    ('vkd', dict(student_width=8), 'student_width=8 is for methods whose student inherits')])
+def test_what_a_method_cannot_have_is_said_before_any_work(method, params, message, short, shared):
+    with pytest.raises(ValueError, match=message): Experiment('mrpc', method, **short | params)
+
+def test_a_value_for_a_method_on_a_task_is_the_last_word():
+    assert resolve('sst2', 'ckd').angle==1000 and resolve('mrpc', 'ckd').angle==1 and resolve('sst2', 'rkd').angle==2
+    assert resolve('sst2', 'ckd', angle=3).angle==3
+
+def test_every_term_says_where_it_is_from(): assert all(find_term(n).source for m in methods.values() for n in m.spelled(2))
