@@ -1,0 +1,176 @@
+"""A sweep does each of its runs exactly once, whoever shares it and whoever dies."""
+import json, os, signal, subprocess, sys, time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+import pytest
+from conftest import root
+from optuna.trial import TrialState
+from fsd import runs
+from fsd.glue import tasks
+from fsd.sweep import Preset, Stage, Sweep, presets, reads, steps
+from fsd.settings import Settings, resolve
+
+plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
+
+code = '''
+import json, os, sys, time
+from pathlib import Path
+import fsd.trainer as t
+from fsd.sweep import Preset, Stage, Sweep
+params,hang,there = json.loads(sys.argv[1]),int(sys.argv[2]),Path(os.environ["FSD_OUTPUTS"])
+note,begun = t.DistillationTrainer.note,[]
+def slow(self, *args):
+    if "students-" in self.args.output_dir and self.args.output_dir not in begun: begun.append(self.args.output_dir)
+    if len(begun)==hang and self.state.global_step==3:
+        print("\\nHANGS", file=sys.__stderr__, flush=True)
+        time.sleep(100)
+    note(self, *args)
+t.DistillationTrainer.note = slow
+plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
+sweep = Sweep(plan, **params)
+there.mkdir(exist_ok=True)
+(there/f"ready-{sys.argv[3]}-{os.getpid()}").touch()
+while len(list(there.glob(f"ready-{sys.argv[3]}-*")))<2: time.sleep(.01)
+sweep.run(wait=.2)
+'''
+
+@pytest.fixture
+def worker(outputs, tiny):
+    "`worker(hang, together)` works on the sweep in a process of its own, beginning with its pair, and hangs in its `hang`-th run."
+    running = []
+    def worker(hang, together):
+        p = subprocess.Popen([sys.executable, '-c', code, json.dumps(tiny), str(hang), together], env={**os.environ, 'FSD_OUTPUTS': str(outputs)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        running.append(p)
+        return p
+    yield worker
+    for p in running:
+        p.kill()
+        p.communicate()
+
+def kill_when_it_hangs(p):
+    seen = []
+    for line in p.stderr:
+        seen.append(line)
+        if line=='HANGS\n': break
+    else: pytest.fail('it never came that far:\n'+''.join(seen))
+    p.send_signal(signal.SIGKILL)
+    assert p.wait()==-signal.SIGKILL
+
+def test_two_at_once_and_two_killed(outputs, tiny, worker):
+    pair = worker(1, 'first'),worker(2, 'first')
+    for p in pair: kill_when_it_hangs(p)
+    sweep = Sweep(plan, **tiny)
+    before = {t.user_attrs['key'] for t in sweep.trials() if t.state==TrialState.COMPLETE}
+    claimed = [t for t in sweep.trials() if t.state==TrialState.RUNNING]
+    assert 1<=len(before)<=2 and 1<=len(claimed)<=2 and len(sweep.plan())==6
+    mtimes = {p:p.stat().st_mtime_ns for p in outputs.rglob('run.json')}
+    assert len(mtimes)==len(before)
+    p = worker(0, 'second')
+    while not list(outputs.glob('ready-second-*')) and p.poll() is None: time.sleep(.05)
+    (outputs/'ready-second-here').touch()
+    sweep.run(wait=.2)
+    said = p.communicate()
+    assert p.returncode==0, said[1]
+    trials = Sweep(plan, **tiny).trials()
+    done = Counter(t.user_attrs['key'] for t in trials if t.state==TrialState.COMPLETE)
+    for t in trials: print(f"trial {t.number}", t.state.name, t.user_attrs['method'], t.user_attrs['params'], t.user_attrs['seed'], 'by process', t.user_attrs['worker'].rpartition('-')[2])
+    assert set(done)=={r.key for r in Sweep(plan, **tiny).plan()} and set(done.values())=={1}
+    assert {t.state for t in trials}=={TrialState.COMPLETE, TrialState.FAIL} and all('error' not in t.user_attrs for t in trials)
+    records = runs.find(kind='trials')
+    assert len(records)==6 and all(p.stat().st_mtime_ns==m for p,m in mtimes.items())
+    printed = {p.stem:p.read_text() for p in outputs.rglob('sweeps/*/runs/*.txt')}
+    assert set(printed)==set(done) and all(o.count('record: ')==1 for o in printed.values())
+    assert sum('Resuming from' in o for o in printed.values())>=1, 'what was killed goes on from its checkpoint'
+    assert len({t.user_attrs['worker'] for t in trials if t.state==TrialState.COMPLETE and t.user_attrs['key'] not in before})==2, 'both had a share'
+
+def test_what_was_wrong_is_said_before_any_work(outputs):
+    for wrong,words in [(dict(preset='papre'), "unknown preset 'papre'; did you mean 'paper'?"), (dict(preset='cpu', tasks='wnil'), "unknown task 'wnil'; did you mean 'wnli'?"),
+                        (dict(preset='cpu', methods=['vdk']), "unknown method 'vdk'; did you mean 'vkd'?"), (dict(preset='cpu', lrr=1), "unknown parameter 'lrr'; did you mean 'lr'?"),
+                        (dict(preset='cpu', choose='test'), "unknown choose 'test'"), (dict(preset='cpu', temperature=0), 'temperature=0.0 must be above 0'),
+                        (dict(preset='cpu', storage='sqlite:///a.db'), 'two processes may claim the same run')]:
+        with pytest.raises(ValueError) as e: Sweep(**wrong)
+        assert words in str(e.value)
+    with pytest.raises(ValueError, match="unknown method 'fds'"): Sweep(Preset('', ('rte',), (Stage('a', 'fds'),)))
+    assert not outputs.exists()
+
+def test_a_missing_model_or_folder_of_data_ends_it_before_any_run(outputs, tiny):
+    with pytest.raises(FileNotFoundError): Sweep(plan, **tiny|dict(model='nowhere/nothing')).run()
+    with pytest.raises(FileNotFoundError): Sweep(plan, **tiny|dict(data='nowhere')).run()
+    assert not outputs.exists()
+
+# ---------------------------------------------------------------- plans
+
+def test_the_cpu_preset(outputs):
+    seeds = Counter(r.method for r in Sweep('cpu').plan())
+    assert {m:seeds[m] for m in ('nods','vkd','pkd','rkd','minilm','fsd')}==dict.fromkeys(('nods','vkd','pkd','rkd','minilm','fsd'), 15)
+    assert {m:seeds.pop(m) for m in ('fsd_i','fsd_l','fsd_g','fsd_il')}==dict.fromkeys(('fsd_i','fsd_l','fsd_g','fsd_il'), 9)
+    assert {n for m,n in seeds.items() if n!=15}=={6}
+    assert all(r.settings.padding=='masked' for r in Sweep('cpu').plan())
+
+def test_the_gpu_preset_varies_padding_where_it_is_read(outputs):
+    found = Counter(r.method for r in Sweep('gpu').plan())
+    assert found['vkd']==5*5 and found['fsd']==2*5*5 and all((n==50)==reads(m, 'padding') for m,n in found.items())
+
+def test_the_numbers_of_the_paper_plan(outputs):
+    paper = Sweep('paper', seconds_per_step=.1)
+    f,rows = paper.costs(),[t.sizes['train'] for t in tasks.values()]
+    epoch = sum(-(-n//32) for n in rows)
+    assert f.trainings[['vkd grid','fsd_g coarse','fsd weights','fsd lr','fsd seeds','teachers']].tolist()==[9*27, 9*73, 9*32, 9*4, 9*5, 9]
+    assert f.steps['fsd_g coarse']==73*3*epoch and f.steps['teachers']==3*epoch
+    assert f.seconds['all']==pytest.approx(.1*f.steps['all']) and len(paper.plan())==f.trainings['all']-9
+    assert Sweep('paper', tasks='mnli').costs().seconds.isna().all(), 'nothing to go by, no estimate'
+    assert Sweep('paper', tasks='mnli', methods='fsd_i').costs().index.tolist()==['vkd grid', 'fsd_i grid', 'fsd_i seeds', 'teachers', 'all']
+    assert not outputs.exists()
+
+def test_seeds_replace_only_repetitions(outputs):
+    found = Counter(r.stage for r in Sweep('paper', tasks='rte', methods='vkd', seeds=2).plan())
+    assert found=={'vkd grid':27, 'vkd seeds':2}
+
+def test_steps_are_the_trainers(outputs, tiny):
+    s = Sweep(replace(plan, stages=plan.stages[2:]), **tiny|dict(batch_size=7), seeds=1)
+    s.run(show=str)
+    run, = runs.find(kind='trials')
+    r, = s.plan()
+    assert run.record['history'][-1]['step']==s.student_steps(r)==steps(r.settings, s.sizes['wnli'], 2)==14
+    assert s.measured()==[('wnli', 'nods', run.record['seconds']['student']/14)] and s.results().score[0]==pytest.approx(100*run.scores['validation']['accuracy'])
+
+def test_a_record_made_by_hand_counts(outputs, tiny):
+    from fsd import distill
+    one = replace(plan, stages=plan.stages[2:])
+    by_hand = distill('wnli', 'nods', **tiny)
+    before = (by_hand.folder/'run.json').stat().st_mtime_ns
+    s = Sweep(one, **tiny, seeds=1)
+    s.run(show=str)
+    assert (by_hand.folder/'run.json').stat().st_mtime_ns==before and s.table().loc['seeds','wnli']=='1/1'
+
+@pytest.mark.skipif('holdout' not in Settings.__dataclass_fields__, reason='there is no setting that holds a part of the training set out')
+def test_a_holdout_chooses_and_the_winner_learns_from_all(outputs, tiny):
+    two = replace(plan, stages=(plan.stages[0], Stage('winner', 'vkd', start={'vkd':()})))
+    s = Sweep(two, **tiny, choose='holdout', holdout=.25)
+    s.run(show=str)
+    by_stage = {t.user_attrs['stage']:t for t in s.trials()}
+    records = {k:runs.load(outputs/t.user_attrs['record']) for k,t in by_stage.items()}
+    assert by_stage['vkd'].value==records['vkd'].scores['holdout']['accuracy'] and records['vkd'].record['data']['rows']['train']==36
+    assert list(records['winner'].scores)==['validation'] and records['winner'].record['data']['rows']['train']==48
+    assert s.winners()['wnli','winner']['alpha'] in (.2,.8) and set(s.chosen()['chosen by'])=={'0.25 of the training set'}
+    assert [s.student_steps(r) for r in s.plan()]==[10, 10, 12]
+
+# ---------------------------------------------------------------- the database of several machines
+
+def test_a_database_releases_claims_without_a_sign_of_life(outputs, tiny, tmp_path, monkeypatch):
+    import optuna, fsd.sweep
+    monkeypatch.setattr(fsd.sweep, 'RDBStorage', lambda url, **kw: optuna.storages.RDBStorage(f'sqlite:///{tmp_path}/a.db', heartbeat_interval=1, grace_period=1))
+    s = Sweep(replace(plan, stages=plan.stages[2:]), **tiny, seeds=1, storage='postgresql://stands.in')
+    s.study
+    s.enqueue()
+    dead = s.study.ask()
+    s.study._storage.record_heartbeat(dead._trial_id)
+    assert s.table().loc['seeds','wnli']=='0/1, 1 running'
+    time.sleep(2.1)
+    s.run(show=str, wait=.2)
+    assert s.table().loc['seeds','wnli']=='1/1' and [t.state for t in s.trials()]==[TrialState.FAIL, TrialState.COMPLETE]
+    s.study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=s.trials()[0].user_attrs)) # queued by another machine too
+    s.take()
+    assert s.trials()[-1].state==TrialState.PRUNED and len(runs.find(kind='trials'))==1
