@@ -6,8 +6,8 @@
 __all__ = ['style', 'look', 'figure', 'hole', 'mean_std', 'bar', 'methods_axis', 'caption', 'students', 'loss_curves', 'pixels',
            'heat_map', 'restoration_bars', 'score_bars', 'save']
 
-# %% ../nbs/14_plots.ipynb #6aaaab3a
-import math
+# %% ../nbs/14_plots.ipynb #7e5164fd
+import io, math, re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -246,7 +246,7 @@ def score_bars(
         fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside upper right')
     return fig
 
-# %% ../nbs/14_plots.ipynb #e00a3451
+# %% ../nbs/14_plots.ipynb #18afbc08
 def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
@@ -256,5 +256,8 @@ def save(
     out[0].parent.mkdir(parents=True, exist_ok=True)
     with style(), plt.rc_context({'svg.hashsalt':'fsd'}):
         fig.savefig(out[0], dpi=200, metadata={'Software':None})
-        fig.savefig(out[1], metadata={'Date':None, 'Creator':None})
+        fig.savefig(svg := io.StringIO(), format='svg', metadata={'Date':None, 'Creator':None})
+    names = {}
+    number = lambda m: names.setdefault(m[0], f'p{len(names)}')
+    out[1].write_bytes(re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue()).encode())
     return out

@@ -1,0 +1,143 @@
+"""Figures from made-up records: what is measured is drawn, what is not stays an empty place with a word, and the same records give the same bytes."""
+import numpy as np, pytest
+
+from fsd import methods, plots, runs
+from fsd.analysis import cka_map, method_order, paper_methods
+from fsd.figures.between import between, diagonals
+from fsd.figures.coverage import coverage_figure
+from fsd.figures.heatmaps import heat_maps, run_map
+from fsd.figures.relations import probes, quantities, relation_curves
+from fsd.figures.restoration import restoration_figure, restored
+from fsd.glue import tasks
+from fsd.report import made_up
+
+rates = dict(precision=.81, recall=.92, f1=.86, agreement=.8)
+
+def parts(split, value):
+    "The parts of a record that figures read; its own padding is 'paper', the other one's numbers are lower by a tenth."
+    means = lambda v: {k: dict(diagonal=v - .3*(k == 'debiased'), rest=.1) for k in ('biased', 'debiased')}
+    probe = [dict(step=10*i, probe={p: dict.fromkeys(quantities, value/i + (p == 'paper')) for p in ('paper', 'masked')}) for i in range(1, 8)]
+    return dict(probe=probe, analysis=dict(restoration={split: {k: v*value for k, v in rates.items()}}, cka={split: dict(batch_size=32, **means(value), masked=means(value - .1))}))
+
+def run(root, task='mrpc', method='vkd', seed=0, value=.7, maps=True, **kw):
+    split = tasks[task].dev[0]
+    r = made_up(task, method, seed, **(parts(split, value) | kw))
+    one = lambda v: np.full((5, 5), .2, 'float32') + v*np.eye(5, dtype='float32')
+    arrays = {f'{k}_{p}{split}': one(value - .2 - .3*(k == 'debiased')) for k in ('biased', 'debiased') for p in ('', 'masked_')} if maps else {}
+    return runs.save(runs.Run(root/r.folder, r.record), **(dict(analysis=arrays) if arrays else {}))
+
+@pytest.fixture(scope='module')
+def found(tmp_path_factory):
+    "Half of the methods and one more, three seeds of one, and an old record that lacks nearly everything."
+    root = tmp_path_factory.mktemp('figures')
+    some = [run(root, method=m, value=.6 + .015*i) for i, m in enumerate(dict.fromkeys([*method_order[1::2], 'vkd', 'wid', 'fsd', 'mine']))]
+    some += [run(root, method='fsd', seed=s, value=.9 + .01*s) for s in (1, 2)]
+    old = [run(root, task='rte', method='vkd', maps=False, analysis={}, probe=[])]
+    return some + old
+
+def pictures(found):
+    return {'restoration': restoration_figure(found), 'maps': heat_maps(found, 'mrpc'), 'between': between(found), 'relations': relation_curves(found, 'mrpc'),
+            'old maps': heat_maps(found, 'rte'),
+            'coverage': coverage_figure()}
+
+@pytest.fixture(scope='module')
+def drawn(found): return pictures(found)
+
+names = 'restoration', 'maps', 'between', 'relations', 'old maps', 'coverage'
+
+def shown(fig):
+    "All texts that a reader sees."
+    texts = [*fig.texts, *(t for l in fig.legends for t in l.get_texts())]
+    for ax in fig.axes:
+        texts += [*ax.texts, ax.title, ax._left_title, *(ax.get_legend().get_texts() if ax.get_legend() else ())]
+        for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            texts += [axis.label, *(t for tick in axis.get_major_ticks() if low <= tick.get_loc() <= high for t in (tick.label1, tick.label2))]
+    return [t for t in texts if t.get_visible() and t.get_text().strip()]
+
+def words(fig): return [t.get_text() for t in shown(fig)]
+
+def collisions(fig):
+    "Pairs of texts that lie over one another, and texts that leave the picture."
+    with plots.style(): fig.draw_without_rendering()
+    renderer = fig._get_renderer()
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in shown(fig) if t.get_rotation() % 90 == 0]
+    over = lambda a, b: min(a.x1, b.x1) - max(a.x0, b.x0) > 1.5 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1.5
+    out = [w for w, b in boxes if b.x0 < -1 or b.y0 < -1 or b.x1 > fig.bbox.x1 + 1 or b.y1 > fig.bbox.y1 + 1]
+    return [(v, w) for i, (v, a) in enumerate(boxes) for w, b in boxes[:i] if over(a, b)], out
+
+@pytest.mark.parametrize('name', names)
+def test_no_text_lies_over_another_or_leaves_the_picture(drawn, name): assert collisions(drawn[name]) == ([], [])
+
+def test_the_check_for_collisions_can_fail():
+    fig, axs = plots.figure('a title')
+    for _ in range(2): axs[0, 0].text(.5, .5, 'twice')
+    axs[0, 0].text(2, .5, 'outside').set_in_layout(False)
+    assert collisions(fig) == ([('twice', 'twice')], ['outside'])
+
+@pytest.mark.parametrize('draw', [lambda o: restoration_figure(o), lambda o: heat_maps(o, 'mrpc', methods=['vkd', 'fsd']), lambda o: relation_curves(o, 'mrpc', methods=['vkd', 'fsd'])])
+def test_the_same_records_are_the_same_bytes(found, tmp_path, draw):
+    some = [o for o in found if o.method in ('vkd', 'fsd')]
+    a, b = ([p.read_bytes() for p in plots.save(draw(some), tmp_path/name)] for name in 'ab')
+    assert a == b
+
+@pytest.mark.parametrize('name', names)
+def test_made_up_records_make_a_demo_picture(drawn, name):
+    demo = name not in ('old maps', 'coverage')
+    assert ('demo data: no result' in words(drawn[name])) == demo or not demo
+
+def test_no_runs_at_all_leave_labelled_places():
+    for fig in (restoration_figure([]), heat_maps([], 'mrpc'), relation_curves([], 'mrpc'), between([])):
+        assert any(w.endswith('not run') for w in words(fig)) and any(w.endswith('\nno runs') for w in words(fig))
+    assert len(probes([])) == len(restored([])) == len(diagonals([])) == 0
+
+# ---------------------------------------------------------------- one look and one order
+
+def test_every_method_has_its_place_and_its_look():
+    assert set(method_order) == {'teacher', *methods.methods}
+    assert [m for m in method_order if m in paper_methods] == list(paper_methods)
+    for key in ('label', 'color', 'marker'): assert len({plots.look(m)[key] for m in method_order}) == len(method_order), key
+
+def test_a_method_looks_the_same_in_every_picture(drawn):
+    stars = {l.get_color() for name in ('relations', 'between') for ax in drawn[name].axes for l in ax.lines if l.get_marker() == '*'}
+    assert stars == {plots.look('fsd')['color']}
+
+# ---------------------------------------------------------------- each figure
+
+def test_restoration_says_spread_number_and_holes(drawn, found):
+    frame = restored(found)
+    assert frame.loc[('MRPC', 'fsd')].shape == (3, 4) and ('RTE', 'vkd') not in frame.index
+    labels = [t.get_text() for ax in drawn['restoration'].axes for t in ax.get_yticklabels()]
+    assert 'FSD (3)' in labels and 'VKD (1)' in labels and 'WNLI' in labels and 'STS-B' not in labels
+    assert sum('±' in w for w in words(drawn['restoration'])) == 4
+
+def test_maps_are_means_over_seeds_on_one_scale(found):
+    fig = heat_maps(found, 'mrpc', methods=['fsd', 'pkd'])
+    images = [ax.images[0] for ax in fig.axes if ax.images]
+    assert len(images) == 4 and len({i.get_clim() for i in images}) == 1
+    seeds = [run_map(o, 'biased', 'validation', 'masked') for o in found if o.method == 'fsd']
+    np.testing.assert_allclose(images[0].get_array(), np.mean(seeds, 0), rtol=1e-6)
+    assert fig.axes[0].get_title().startswith('FSD (3)\n') and '±' in fig.axes[0].get_title()
+
+def test_a_map_of_the_other_padding_is_never_taken(tmp_path):
+    own = {k: np.eye(3, dtype='float32') for k in ('biased_validation', 'debiased_validation')}
+    r = made_up('mrpc', 'nods')
+    old = runs.save(runs.Run(tmp_path/r.folder, r.record), analysis=own)
+    assert run_map(old, 'biased', 'validation', 'paper') is not None and run_map(old, 'biased', 'validation', 'masked') is None
+    fig = heat_maps([old], 'mrpc', methods=['nods', 'vkd'])
+    assert [t.get_text() for ax in fig.axes for t in ax.texts] == ['no map with\nmasked padding\nrecorded', 'not run']*2 and not any(ax.images for ax in fig.axes)
+
+def test_between_takes_the_padding_asked_for_and_the_paper_where_there_is_one(found):
+    assert diagonals(found, 'masked').loc[('mrpc', 'nods'), 'biased'].item() == pytest.approx(.5)
+    assert diagonals(found, 'paper').loc[('mrpc', 'nods'), 'debiased'].item() == pytest.approx(.3)
+    said = words(between(found, only=('mrpc',)))
+    assert {'0.981', '0.990, 47 %', '0.500'} <= set(said) # the paper's noDS and FSD, our noDS
+    assert 'not recorded' in words(between(found, only=('rte',)))
+
+def test_curves_are_means_with_bands_and_say_who_is_missing(found):
+    fig = relation_curves(found, 'mrpc', methods=['vkd', 'fsd', 'wid', 'unheard'])
+    ax = fig.axes[0]
+    assert len(ax.collections) == 1 # the band of the one method with several seeds
+    np.testing.assert_allclose(ax.lines[2].get_ydata()[0], np.mean([o.record['probe'][0]['probe']['masked']['inter_euclid'] for o in found if o.method == 'fsd']))
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['VKD (1)', 'FSD (3)', 'WID (1)', 'unheard: not run']
+    assert probes(found, 'paper').inter_euclid.min() > 1 > probes(found).inter_euclid.min()
