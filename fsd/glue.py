@@ -304,14 +304,14 @@ def tokenise(
         return Dataset.from_dict({**tokens, 'labels':rows['label'], 'idx':rows['idx']})
     return {s:hfd.concatenate_datasets([encode(ds[i:i+1000]) for i in range(0, len(ds), 1000)]) for s,ds in data.splits.items()}
 
-# %% ../nbs/02_glue.ipynb #72a8e5b8
+# %% ../nbs/02_glue.ipynb #95f481a2
 def _collate(rows, pad_token_id, length):
     longest = max(len(r['input_ids']) for r in rows)
     width = longest if length is None else length
     if longest>width: raise ValueError(f"a row of {longest} tokens does not fit into {width}")
     fill = dict(input_ids=pad_token_id, attention_mask=0, token_type_ids=0)
     batch = {k:torch.tensor([r[k]+[v]*(width-len(r[k])) for r in rows]) for k,v in fill.items() if k in rows[0]}
-    return {**batch, **{k:torch.tensor([r[k] for r in rows]) for k in ('labels','idx')}}
+    return {**batch, **{k:torch.tensor([r[k] for r in rows]) for k in ('labels','idx') if k in rows[0]}}
 
 def collate(
     pad_token_id:int, # The tokenizer's

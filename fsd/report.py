@@ -6,7 +6,7 @@
 __all__ = ['task_order', 'made_up', 'results', 'belongs', 'comparable', 'reproduction', 'scores', 'teachers', 'markdown',
            'save_table']
 
-# %% ../nbs/17_report.ipynb #6506e9ed
+# %% ../nbs/17_report.ipynb #acd88b7e
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +18,7 @@ from .analysis import method_order
 from .experiment import by_metric
 from .glue import tasks
 from .kept import atomic, outputs
-from .methods import find_method, find_term
+from .methods import find_term, methods
 from .runs import Run
 
 # %% ../nbs/17_report.ipynb #5db4c9e9
@@ -51,8 +51,8 @@ def results(
         raise ValueError('no result, so not for a table: ' + ', '.join(f'{o.folder} ({o.kind})' for o in wrong))
     return found
 
-# %% ../nbs/17_report.ipynb #6be5426d
-def _reads_padding(method:str)->bool: return any('padding' in find_term(n).knobs for n in find_method(method).weights)
+# %% ../nbs/17_report.ipynb #658f0d75
+def _reads_padding(method:str)->bool: return method not in methods or any('padding' in find_term(n).knobs for n in methods[method].weights)
 
 def belongs(
     run:Run,
@@ -64,7 +64,7 @@ def belongs(
     usual = set(run.record['overrides'])<={'padding','precision',*also}
     return run.model==model and usual and (run.record['settings']['padding']==padding or not _reads_padding(run.method))
 
-# %% ../nbs/17_report.ipynb #d0d4309c
+# %% ../nbs/17_report.ipynb #97f32244
 def comparable(
     found:Iterable[Run],
     also:tuple=(), # Settings, besides the seed, in which runs of a method may differ
@@ -79,7 +79,7 @@ def comparable(
         first = next(p for p in found if p.task==o.task)
         for what,of in same.items():
             if of(o)!=of(first): raise ValueError(f'runs of {o.task} have different {what}: {first.folder} and {o.folder}')
-    return sorted(found, key=lambda o: (task_order.index(o.task), method_order.index(o.method), o.seed))
+    return sorted(found, key=lambda o: (task_order.index(o.task), *((method_order.index(o.method), '') if o.method in method_order else (len(method_order), o.method)), o.seed))
 
 task_order = ('wnli','rte','stsb','cola','mrpc','sst2','qnli','qqp','mnli') # the columns of Tables 2 and 3
 

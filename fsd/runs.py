@@ -16,7 +16,7 @@ import fsd
 from .kept import Damaged, atomic, fingerprint, outputs, plain, read_json, sha256, write_json
 from .settings import beside
 
-# %% ../nbs/12_runs.ipynb #c460ebc5
+# %% ../nbs/12_runs.ipynb #9c4a98d5
 kinds = ('runs', 'demo', 'trials')
 
 def _dict(settings)->dict: return asdict(settings) if is_dataclass(settings) else dict(settings)
@@ -27,7 +27,7 @@ def kind_of(
 )->str: # One of `kinds`
     "Whether a run is a result, a demonstration or a trial."
     s = _dict(settings)
-    if s.get('max_steps') or s.get('train_examples') or data['partial']: return 'trials'
+    if s.get('max_steps') or s.get('train_examples') or s.get('holdout') or data['partial']: return 'trials'
     return 'demo' if data['source']=='demo' else 'runs'
 
 # %% ../nbs/12_runs.ipynb #0892b781

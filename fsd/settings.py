@@ -96,7 +96,7 @@ class Knobs:
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
-# %% ../nbs/00_settings.ipynb #e4119771
+# %% ../nbs/00_settings.ipynb #26fc637e
 @from_ini
 class Settings(Knobs):
     "Everything that decides a run; made by `resolve`."
@@ -125,15 +125,16 @@ class Settings(Knobs):
     wid_strategy:str = setting("what such a student loses: some of every head, or whole heads", choices=('dim','head'))
     wid_penalty:str = setting("what makes rows of its compactors small", choices=('l2','group'))
     wid_strength:float = setting("weight of the group penalty", low=0)
-    wid_ramp:float = setting("share of the training after which all units to lose are chosen", above=0, high=1)
+    wid_ramp:float = setting("share of the training after which all units that the student loses are chosen", above=0, high=1)
     wid_fade:float = setting("share of the training that a unit takes to vanish", low=0, high=1)
-    wid_lr_scale:float = setting("how many times more slowly inherited weights learn than compactors", above=0)
+    wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; below 1 the weights learn faster", above=0)
     epochs:int = setting("passes over the data while distilling", low=1)
     lr:float = setting("student's peak learning rate", above=0)
     checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
     log_every:int = setting("optimizer steps between logged losses", low=1)
     max_steps:int|None = setting("stop after this many optimizer steps; never a result", low=1)
     train_examples:int|None = setting("use only the first examples; never a result", low=1)
+    holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; never a result", low=0, high=.9)
 
 # %% ../nbs/00_settings.ipynb #88e10e99
 task_names = ('cola','sst2','mrpc','stsb','qqp','mnli','qnli','rte','wnli')

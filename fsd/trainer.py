@@ -39,7 +39,7 @@ class DistillationConfig(Knobs, TrainingArguments):
         "One GPU per process: structures between examples need the batch whole. `accelerate launch` starts a process for each."
         return min(1, super().n_gpu)
 
-# %% ../nbs/10_trainer.ipynb #54fbc2ba
+# %% ../nbs/10_trainer.ipynb #6cbb055a
 class NonFinite(RuntimeError):
     "A loss term became NaN or infinite."
 
@@ -65,6 +65,8 @@ class DistillationTrainer(Trainer):
         **kwargs):                          # As for `Trainer`
         self.method = find_method(method) if isinstance(method, str) else method
         args = args or DistillationConfig()
+        if self.method.student=='inherited' and not hasattr(model, 'selection'):
+            raise ValueError(f"the method {method!r} trains a model that shrinks: pass an `fsd.Inheritance`'s model, it among the callbacks, and its parameter_groups")
         if isinstance(teacher, (str,Path)): teacher = AutoModelForSequenceClassification.from_pretrained(teacher)
         pair = Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, model.config.num_labels==1, memory, args.seed, _width(teacher))
         self.objective = Objective(self.method, pair)
