@@ -479,7 +479,7 @@ def run(self:Experiment)->runs.Run:
     print(f'record: {shown(run.folder)}/run.json\nstudent: {shown(self.student_folder)}', flush=True)
     return run
 
-# %% ../nbs/15_experiment.ipynb #071bc3bd
+# %% ../nbs/15_experiment.ipynb #037bae1a
 def by_metric(scores:dict)->dict:
     "`{split: {metric: v}}` as `{metric: v}`, without what was held out of the training set; the two splits of MNLI become `accuracy_m` and `accuracy_mm`."
     short = {'validation_matched':'_m', 'validation_mismatched':'_mm'}
@@ -494,7 +494,7 @@ def siblings(run:runs.Run)->dict[str,runs.Run]:
 def beside_paper(run:runs.Run)->pd.DataFrame:
     "Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number."
     ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in siblings(run).items()}
-    return analysis.beside_paper(run.task, ours)
+    return analysis.beside_paper(run.task, ours).rename(columns={'ours':{'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')}, level=1)
 
 # %% ../nbs/15_experiment.ipynb #c474f44f
 def distill(
