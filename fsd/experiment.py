@@ -81,14 +81,15 @@ class Experiment:
     def _knobs(self)->set:
         return {k for n in self.weights for k in find_term(n).knobs} | set(schedule_knobs if self.method.schedule else ()) | set(_of_inherited if self.inherits else ())
     @property
+    def _available(self)->int: return min(len(self.data.splits['train']), self.settings.train_examples or 10**9)
+    @property
     def held(self)->int:
         "Training examples that are kept aside."
-        n = min(len(self.data.splits['train']), self.settings.train_examples or 10**9)
-        return max(1, round(n*self.settings.holdout)) if self.settings.holdout else 0
+        return max(1, round(self._available*self.settings.holdout)) if self.settings.holdout else 0
     @property
     def learned(self)->int:
         "Training examples that are learned from."
-        return min(len(self.data.splits['train']), self.settings.train_examples or 10**9)-self.held
+        return self._available-self.held
     @property
     def dev(self)->tuple:
         "Splits that a model is evaluated on: the task's own, first, and what was held out."

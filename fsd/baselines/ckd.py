@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .internal import matched_block
-from ..cka import float_of, gram
+from ..cka import exact_of, float_of, gram
 from ..losses import check_shapes
 
 # %% ../../nbs/baselines/ckd.ipynb #dae6fb1e
@@ -26,7 +26,7 @@ def ckd_layers(
     return [(0, 0)] + [(k, matched_block(k, depth_s, depth_t)) for k in range(1, depth_s+1)]
 
 # %% ../../nbs/baselines/ckd.ipynb #a0c12f5b
-def _exact(x): return x.to(torch.float32 if x.device.type == 'mps' else torch.float64)
+def _exact(x): return x.to(exact_of(x))
 
 def _prepared(layers_s, layers_t, mask):
     "Both lists with padding zeroed, the teacher's detached, and where the tokens are; a `ValueError` unless they match layer by layer"

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import float_of, gram
+from ..cka import exact_of, float_of, gram
 from ..losses import check_shapes, flat
 
 # %% ../../nbs/baselines/rkd.ipynb #da8fb282
 def _gram(x):
     "Centred Gram matrix in float64, or float32 on Apple's GPUs, which lack the other"
-    return gram(x.to(torch.float32 if x.device.type == 'mps' else torch.float64))
+    return gram(x.to(exact_of(x)))
 
 def _distances(k):
     "Distances by Gram matrix, and 0 with zero gradient between examples that differ by no more than rounding"
