@@ -600,6 +600,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.sweep._names': ('sweep.html#_names', 'fsd/sweep.py'),
                            'fsd.sweep.find_preset': ('sweep.html#find_preset', 'fsd/sweep.py'),
                            'fsd.sweep.finer': ('sweep.html#finer', 'fsd/sweep.py'),
+                           'fsd.sweep.four': ('sweep.html#four', 'fsd/sweep.py'),
                            'fsd.sweep.hours': ('sweep.html#hours', 'fsd/sweep.py'),
                            'fsd.sweep.reads': ('sweep.html#reads', 'fsd/sweep.py'),
                            'fsd.sweep.score': ('sweep.html#score', 'fsd/sweep.py'),
