@@ -192,6 +192,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'fsd.experiment.Probe.__init__': ('experiment.html#probe.__init__', 'fsd/experiment.py'),
                                 'fsd.experiment.Probe.look': ('experiment.html#probe.look', 'fsd/experiment.py'),
                                 'fsd.experiment.Probe.on_step_end': ('experiment.html#probe.on_step_end', 'fsd/experiment.py'),
+                                'fsd.experiment._differences': ('experiment.html#_differences', 'fsd/experiment.py'),
                                 'fsd.experiment._peak_memory': ('experiment.html#_peak_memory', 'fsd/experiment.py'),
                                 'fsd.experiment._weigh': ('experiment.html#_weigh', 'fsd/experiment.py'),
                                 'fsd.experiment.beside_paper': ('experiment.html#beside_paper', 'fsd/experiment.py'),

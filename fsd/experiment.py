@@ -226,37 +226,46 @@ def rows(self:Experiment)->dict:
         rows['holdout'],rows['train'] = [rows['train'].select(np.sort(o)) for o in (order[:self.held], order[self.held:])]
     return rows
 
-# %% ../nbs/15_experiment.ipynb #c774947c
+# %% ../nbs/15_experiment.ipynb #c63bc680
+def _differences(h_s:torch.Tensor, h_t:torch.Tensor, mask:torch.Tensor)->dict:
+    "By padding, kind and distance."
+    return {padding: {f'{kind}_{distance}': analysis.relation_difference(h_s, h_t, kind, distance, m) for kind in ('inter','intra') for distance in ('euclid','cosine')} for padding,m in dict(paper=None, masked=mask).items()}
+
 class Probe(TrainerCallback):
-    "Some twenty times in a training, compares the student with its teacher on one fixed batch, in eval mode: equations 12 and 13."
+    "Some twenty times in a training, compares the student with its teacher, equations 12 and 13: on one fixed batch in eval mode, and on others with the student's dropout."
     def __init__(self,
         teacher,      # Fine-tuned, in eval mode
-        batch:dict,   # Padded to `max_length`
+        batch:dict,   # The fixed one, padded to `max_length`
+        draw=None,    # Step to another batch, of training examples; None looks at the fixed one alone
         times:int=20,
     ):
-        self.batch,self.times = batch,times
-        self.t = self.look(teacher)
+        self.teacher,self.batch,self.draw,self.times = teacher,batch,draw,times
+        self.t = self.look(teacher, batch)
 
     @torch.no_grad()
-    def look(self, model)->torch.Tensor:
+    def look(self, model, batch:dict, dropout:bool=False)->torch.Tensor:
         "Penultimate features of the batch."
         training = model.training
-        h = forward(model.eval(), self.batch, {('hidden',-2)}).hidden[depth(model)-1].float()
+        h = forward(model.train(dropout), batch, {('hidden',-2)}).hidden[depth(model)-1].float()
         model.train(training)
         return h
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % max(1, state.max_steps//self.times): return
-        h,masks = self.look(model),dict(paper=None, masked=self.batch['attention_mask'])
-        found = {padding: {f'{kind}_{distance}': analysis.relation_difference(h, self.t, kind, distance, m) for kind in ('inter','intra') for distance in ('euclid','cosine')} for padding,m in masks.items()}
-        state.log_history.append(dict(step=state.global_step, probe=found))
+        found = dict(probe=_differences(self.look(model, self.batch), self.t, self.batch['attention_mask']))
+        if self.draw:
+            batch,cuda = self.draw(state.global_step),[args.device] if args.device.type=='cuda' else []
+            with torch.random.fork_rng(cuda), torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
+                found['training'] = _differences(self.look(model, batch, True), self.look(self.teacher, batch), batch['attention_mask'])
+        state.log_history.append(dict(step=state.global_step, **found))
 
 @patch
-def _probe(self:Experiment)->Probe:
-    "A `Probe` of the first examples of the dev set."
-    rows = self.rows[self.task.dev[0]]
-    batch = collate(self.tokenizer.pad_token_id, self.settings.max_length)([rows[i] for i in range(min(32, len(rows)))])
-    return Probe(self.teacher, {k:v.to(self.device) for k,v in batch.items()})
+def _probe(self:Experiment, size:int=32)->Probe:
+    "A `Probe` of the first examples of the dev set, and of training examples by chance."
+    dev,train,pad = self.rows[self.task.dev[0]],self.rows['train'],collate(self.tokenizer.pad_token_id, self.settings.max_length)
+    def batch(rows, chosen): return {k:v.to(self.device) for k,v in pad([rows[int(i)] for i in chosen]).items()}
+    def draw(step): return batch(train, np.sort(np.random.default_rng(step).choice(len(train), min(size, len(train)), replace=False)))
+    return Probe(self.teacher, batch(dev, range(min(size, len(dev)))), draw)
 
 # %% ../nbs/15_experiment.ipynb #95f5e553
 def _peak_memory()->int:

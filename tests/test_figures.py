@@ -6,7 +6,7 @@ from fsd.analysis import cka_map, method_order, paper_methods
 from fsd.figures.between import between, diagonals
 from fsd.figures.coverage import coverage_figure
 from fsd.figures.heatmaps import heat_maps, run_map
-from fsd.figures.relations import probes, quantities, relation_curves
+from fsd.figures.relations import batches, probes, quantities, relation_curves
 from fsd.figures.restoration import restoration_figure, restored
 from fsd.glue import tasks
 from fsd.report import made_up
@@ -16,7 +16,7 @@ rates = dict(precision=.81, recall=.92, f1=.86, agreement=.8)
 def parts(split, value):
     "The parts of a record that figures read; its own padding is 'paper', the other one's numbers are lower by a tenth."
     means = lambda v: {k: dict(diagonal=v - .3*(k == 'debiased'), rest=.1) for k in ('biased', 'debiased')}
-    probe = [dict(step=10*i, probe={p: dict.fromkeys(quantities, value/i + (p == 'paper')) for p in ('paper', 'masked')}) for i in range(1, 8)]
+    probe = [dict(step=10*i, **{on: {p: dict.fromkeys(quantities, value/i + (p == 'paper') + 5*(on == 'training')) for p in ('paper', 'masked')} for on in batches}) for i in range(1, 8)]
     return dict(probe=probe, analysis=dict(restoration={split: {k: v*value for k, v in rates.items()}}, cka={split: dict(batch_size=32, **means(value), masked=means(value - .1))}))
 
 def run(root, task='mrpc', method='vkd', seed=0, value=.7, maps=True, **kw):
@@ -141,3 +141,4 @@ def test_curves_are_means_with_bands_and_say_who_is_missing(found):
     np.testing.assert_allclose(ax.lines[2].get_ydata()[0], np.mean([o.record['probe'][0]['probe']['masked']['inter_euclid'] for o in found if o.method == 'fsd']))
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['VKD (1)', 'FSD (3)', 'WID (1)', 'unheard: not run']
     assert probes(found, 'paper').inter_euclid.min() > 1 > probes(found).inter_euclid.min()
+    assert probes(found, on='training').inter_euclid.min() > 5 and any('with dropout' in w for w in words(relation_curves(found, 'mrpc', methods=['vkd'], on='training')))

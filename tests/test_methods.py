@@ -1,6 +1,6 @@
 "Every method from its name to a student that transformers loads, and settings that a method cannot have."
 import pytest
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, TrainerCallback
 from fsd.experiment import Experiment
 from fsd.methods import find_term, methods
 from fsd.settings import resolve
@@ -23,7 +23,15 @@ def test_a_method_from_its_name_to_a_student(method, short):
     assert (student.config.num_hidden_layers, student.config.hidden_size)==((4, 8) if inherited else (2, 16))
     logged = {k for l in run.record['history'] for k in l} - {'step','epoch','loss','learning_rate'}
     assert logged==set(run.record['terms'])==set(e.weights), 'every term took part at some time'
-    assert len(run.record['probe'])==4 and 0<=run.scores['validation']['accuracy']<=1
+    assert [set(l) for l in run.record['probe']]==4*[{'step','probe','training'}] and 0<=run.scores['validation']['accuracy']<=1
+
+def test_looking_at_a_student_changes_nothing_in_it(short, monkeypatch, tmp_path):
+    def weights(folder):
+        monkeypatch.setenv('FSD_OUTPUTS', str(folder))
+        return (Experiment('mrpc', 'vkd', seed=7, **short).student_folder/'model.safetensors').read_bytes()
+    watched = weights(tmp_path/'watched')
+    monkeypatch.setattr(Experiment, '_probe', lambda self: TrainerCallback())
+    assert weights(tmp_path/'alone')==watched
 
 def test_schedules_make_different_students(short):
     places = {Experiment('mrpc', m, **short).place('students').name.rpartition('-')[2] for m in ('internal', 'internal_progressive', 'internal_stacked')}
