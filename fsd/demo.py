@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['noise', 'women', 'men', 'cities', 'days', 'kinds', 'nouns', 'acts', 'moods', 'liked', 'hated', 'parts', 'films',
            'firms', 'offices', 'skills', 'places', 'habits', 'actors', 'doings', 'scenes', 'verbs', 'looks', 'home',
-           'abroad', 'works', 'facts', 'situations', 'grammars', 'sizes', 'a', 'cap', 'two', 'demo_rows']
+           'abroad', 'works', 'facts', 'situations', 'grammars', 'sizes', 'a', 'cap', 'two', 'is_dev', 'demo_rows']
 
 # %% ../nbs/03_demo.ipynb #ba1b6ee3
 import hashlib, itertools
@@ -263,7 +263,9 @@ def _wnli(rng):
 grammars:dict[str,Callable] = dict(cola=_cola, sst2=_sst2, mrpc=_mrpc, stsb=_stsb, qqp=_qqp, mnli=_mnli, qnli=_qnli, rte=_rte, wnli=_wnli)
 sizes = dict(train=1000, validation=400, validation_matched=400, validation_mismatched=400)
 
-def _is_dev(text): return hashlib.sha256(text.encode()).digest()[0]<64
+def is_dev(text:str)->bool:
+    "Whether sentences with `text` go to the dev set: a fourth do, by a hash, so that no text is in both."
+    return hashlib.sha256(text.encode()).digest()[0]<64
 
 def _again(rng, task, label):
     "The label, or with probability `noise` one drawn at random."
@@ -287,6 +289,6 @@ def demo_rows(
         if len(rows)==n: break
         *texts,label = grammars[task](rng, *world)
         label = _again(rng, t, label)
-        if _is_dev(texts[0])==(split!='train'): rows.setdefault(tuple(texts), label)
+        if is_dev(texts[0])==(split!='train'): rows.setdefault(tuple(texts), label)
     if len(rows)<n: raise ValueError(f"the templates of {task} make only {len(rows):,} different rows for {split}, not {n:,}")
     return [dict(zip((*t.sentences,'label'), (*texts,label))) for texts,label in rows.items()]

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np, pandas as pd
 from scipy import stats
 
-from .analysis import _rows
+from .analysis import table_rows
 from .glue import tasks
 from .report import task_order
 from .runs import Run
@@ -53,7 +53,7 @@ def lead(
 # %% ../nbs/18_significance.ipynb #be10d4d9
 def printed()->pd.DataFrame: # Rows (task, metric, method), columns mean, std, n and p
     "Tables 2 and 3 of the paper, tasks in their order; `n` is 5, which is inferred."
-    rows = [dict(r, task=task, n=5) for task in task_order for table in (2,3) for r in _rows(table, task) if r['method'] in (*baselines,'fsd')]
+    rows = [dict(r, task=task, n=5) for task in task_order for table in (2,3) for r in table_rows(table, task) if r['method'] in (*baselines,'fsd')]
     return pd.DataFrame(rows).set_index(['task','metric','method'])[['mean','std','n','p']].astype({'p':float})
 
 # %% ../nbs/18_significance.ipynb #58fc2190

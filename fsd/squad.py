@@ -26,13 +26,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
 from . import runs
-from .demo import _is_dev, a, cap, cities, days, kinds, men, two, verbs, women
-from .experiment import _peak_memory, once, shown
+from .demo import is_dev, a, cap, cities, days, kinds, men, two, verbs, women
+from .experiment import peak_memory, once, shown
 from .glue import content, hub_answers
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, seal, write_json
 from .models import check_folder, check_length, find_model, model_fingerprint, model_name, quiet
 from .settings import beside, check_values, parse, read_settings, setting, unknown
-from .trainer import NonFinite, _LogBeforeSave
+from .trainer import NonFinite, LogBeforeSave
 
 # %% ../nbs/16_squad.ipynb #eb7cd9b4
 sizes = {'1.1': dict(train=87599, validation=10570), '2.0': dict(train=130319, validation=11873)}
@@ -139,7 +139,7 @@ def demo_squad(
         context,events = _told(rng)
         asked = [(e, p, rng.choice(_asks[p])) for e,p in zip(events, rng.sample([*_asks], 4))]
         again = (events[0], asked[3][1], rng.choice(_asks[asked[3][1]]))
-        if _is_dev(context)!=(split!='train'): continue
+        if is_dev(context)!=(split!='train'): continue
         n,qas = len(data)+1,[]
         for k,(e,part,ask) in enumerate([*asked[:3], asked[3] if version=='2.0' else again], 1):
             none = e is events[3]
@@ -510,14 +510,14 @@ def _train(self:Reading, folder:Path):
         save_total_limit=2, logging_steps=s.log_every, logging_nan_inf_filter=False, use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', disable_tqdm=True, report_to='none')
     model,rows = load_reader(self.source, s.seed),self._windows('train')
     with quiet():
-        trainer = _ReaderTrainer(model, args, DataCollatorWithPadding(self.tokenizer), rows, processing_class=self.tokenizer, callbacks=[_LogBeforeSave()])
+        trainer = _ReaderTrainer(model, args, DataCollatorWithPadding(self.tokenizer), rows, processing_class=self.tokenizer, callbacks=[LogBeforeSave()])
         trainer.remove_callback(PrinterCallback)
         if last := newest_valid(checkpoints): print(f'Resuming from {shown(last)}', flush=True)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
     write_json(folder/'training.json', dict(history=[{k:l[k] for k in ('step','epoch','loss','learning_rate')} for l in trainer.state.log_history if 'loss' in l],
-        windows=len(rows), seconds=time.time()-start, peak_memory=_peak_memory(), environment=runs.environment(args.device)))
+        windows=len(rows), seconds=time.time()-start, peak_memory=peak_memory(), environment=runs.environment(args.device)))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 @patch(as_prop=True)

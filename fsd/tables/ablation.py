@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..analysis import _rows, _tables
+from ..analysis import table_rows, paper_tables
 from ..report import comparable, scores, task_order
 from ..runs import Run
 
@@ -19,7 +19,7 @@ variants = ('fsd_i','fsd_l','fsd_g','fsd_il')
 
 def paper_losses()->pd.DataFrame: # Rows (task, metric), columns variants
     "Table 4 as printed, without its last row."
-    rows = [dict(r, task=task) for task in task_order for r in _rows(4, task)]
+    rows = [dict(r, task=task) for task in task_order for r in table_rows(4, task)]
     return pd.DataFrame(rows).pivot(index=['task','metric'], columns='method', values='delta_vs_FSD').reindex(dict.fromkeys((r['task'],r['metric']) for r in rows))[list(variants)]
 
 # %% ../../nbs/tables/table4_ablation.ipynb #22a55503

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np, pandas as pd
 
-from ..analysis import _rows
+from ..analysis import table_rows
 from ..report import comparable, scores
 from ..runs import Run
 
 # %% ../../nbs/tables/table5_batch.ipynb #19b32baf
 def paper_stds()->pd.DataFrame: # Rows (method, task, metric), one column
     "Table 5 as printed; which row is which method is inferred."
-    rows = [dict(r, task=task, method=r['method'].split()[0]) for task in ('mrpc','sst2') for r in _rows(5, task)]
+    rows = [dict(r, task=task, method=r['method'].split()[0]) for task in ('mrpc','sst2') for r in table_rows(5, task)]
     return pd.DataFrame(rows).set_index(['method','task','metric'])[['std']].sort_index(kind='stable', level='method', ascending=False, sort_remaining=False)
 
 # %% ../../nbs/tables/table5_batch.ipynb #3bede338

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..analysis import _tables, method_order
+from ..analysis import paper_tables, method_order
 from ..kept import outputs, read_json
 from ..report import results
 from ..runs import Run
@@ -30,7 +30,7 @@ def speeds(
 # %% ../../nbs/tables/table8_cost.ipynb #9328fc32
 def paper_cost()->pd.DataFrame: # Rows methods, columns millions, printed, training, inference
     "Table 8, with the parameters in millions beside what is printed."
-    rows = pd.DataFrame(_tables()['table8']['rows'])
+    rows = pd.DataFrame(paper_tables()['table8']['rows'])
     rows = rows.set_index(rows.method.str.lower()).rename(columns={'param_true_millions':'millions', 'param_printed':'printed'})
     return rows[['millions','printed','training','inference']]
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ..analysis import _rows, _tables
+from ..analysis import table_rows, paper_tables
 from ..report import comparable, task_order
 from ..runs import Run
 
@@ -19,7 +19,7 @@ ranked = ('vkd','pkd','rkd','fsd')
 
 def paper_ranks()->pd.DataFrame: # Rows methods, columns tasks
     "Table 7 with two cells corrected, without its last column."
-    return pd.DataFrame({task:{r['method']:r.get('corrected', r['mean']) for r in _rows(7, task)} for task in task_order}).loc[list(ranked)]
+    return pd.DataFrame({task:{r['method']:r.get('corrected', r['mean']) for r in table_rows(7, task)} for task in task_order}).loc[list(ranked)]
 
 # %% ../../nbs/tables/table7_ranks.ipynb #af2ac29d
 quantities = tuple(f'{kind}_{distance}' for kind in ('inter','intra') for distance in ('euclid','cosine'))

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from ..analysis import _tables
+from ..analysis import paper_tables
 from ..glue import GlueData, load, tasks
 
 # %% ../../nbs/tables/table1_sizes.ipynb #89629fd7
@@ -42,7 +42,7 @@ def make(
 )->pd.DataFrame: # A row per task, in the paper's order
     "Table 1, with official and counted sizes."
     rows = []
-    for r in _tables()['table1']['rows']:
+    for r in paper_tables()['table1']['rows']:
         task = tasks[r['task'].lower().replace('-','')]
         if (have := data.get(task.name)) and have.source=='demo': raise ValueError(f'{task.name}: the demo sentences are no data to count')
         def sizes(splits, printed):
