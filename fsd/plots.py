@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['style', 'look', 'figure', 'hole', 'mean_std', 'bar', 'methods_axis', 'caption', 'students', 'loss_curves', 'pixels',
-           'heat_map', 'restoration_bars', 'score_bars', 'save']
+           'heat_map', 'restoration_bars', 'score_bars', 'score_dots', 'save']
 
 # %% ../nbs/14_plots.ipynb #7e5164fd
 import io, math, re
@@ -244,6 +244,30 @@ def score_bars(
             ax.set(xlabel=f'{metric} (%)', xlim=(low,128), xticks=range(0,101,20))
         methods_axis(axs[0], frame.index)
         fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside upper right')
+    return fig
+
+# %% ../nbs/14_plots.ipynb #57de0c30
+def score_dots(
+    values:pd.Series,   # Percent, a row per run under (panel, method)
+    lines:Mapping,      # Panel to {'teacher':…, 'majority':…}
+    title:str='',       # What data and model
+    demo:bool=False,    # Mark the picture as demo data
+)->Figure:
+    "Scores of all methods, a panel per task: a dot per seed, a bar at their mean."
+    panels,methods = list(dict.fromkeys(values.index.get_level_values(0))),students([], values.index.get_level_values(1))
+    with style():
+        fig,axs = figure(title, demo, 1, len(panels), (max(5, 2.4*len(panels)), .9+.17*len(methods)), True, sharey=True)
+        for ax,panel in zip(axs[0], panels):
+            for who,dash in (('majority',(0,(1,1.5))), ('teacher','-')): ax.axvline(lines[panel][who], color='black', lw=1, ls=dash, zorder=.9, label=who)
+            for y,m in enumerate(methods):
+                v,l = values[(values.index.get_level_values(0)==panel) & (values.index.get_level_values(1)==m)],look(m)
+                if not len(v): continue
+                ax.plot(v, [y]*len(v), ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
+                ax.plot(v.mean(), y, '|', color='black', ms=11, mew=1.6)
+                ax.annotate(len(v), (1.01, y), xycoords=('axes fraction','data'), va='center', fontsize=6.5, color='0.35')
+            ax.set(title=panel, xlabel='%')
+        methods_axis(axs[0], methods)
+        fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside right upper')
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08
