@@ -39,7 +39,7 @@ def make(
     index = pd.MultiIndex.from_tuples(rows, names=['task','metric','whose'])
     return pd.DataFrame(list(rows.values()), index, methods, dtype=object)
 
-# %% ../../nbs/tables/table2_glue.ipynb #249b0b74
+# %% ../../nbs/tables/table2_glue.ipynb #ac66ce4f
 def tests(
     found:Iterable[Run],
     method:str='fsd',
@@ -52,7 +52,7 @@ def tests(
         of = lambda m: [o for o in found if o.task==task and o.method==m]
         return bootstrap_runs(of(method), of(baseline), draws).loc[metric]
     boot = pd.DataFrame([drawn(*k, b) for k,b in ours.baseline.items()], columns=['low','high','p']).set_axis(ours.index)
-    out = pd.DataFrame({'baseline':ours.baseline, 'lead':ours.difference, 'seeds p':ours.p, 'seeds Holm':holm(ours.p), 'low':boot.low, 'high':boot.high,
+    out = pd.DataFrame({'baseline':ours.baseline, 'lead':ours.difference, 'seeds p':ours.p, 'seeds Holm':holm(ours.p), 'lead low':boot.low, 'lead high':boot.high,
                         'sentences p':boot.p, 'sentences Holm':holm(boot.p)}).reindex(s.xs('fsd', level='method').index)
     theirs = lead(s)
     return out.assign(**{'paper baseline':theirs.baseline, 'paper lead':theirs.difference, 'paper p':s.xs('fsd', level='method').p})
