@@ -246,14 +246,14 @@ def score_bars(
         fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside upper right')
     return fig
 
-# %% ../nbs/14_plots.ipynb #57de0c30
+# %% ../nbs/14_plots.ipynb #c3a836fb
 def score_dots(
     values:pd.Series,   # Percent, a row per run under (panel, method)
     lines:Mapping,      # Panel to {'teacher':…, 'majority':…}
     title:str='',       # What data and model
     demo:bool=False,    # Mark the picture as demo data
 )->Figure:
-    "Scores of all methods, a panel per task: a dot per seed, a bar at their mean."
+    "Scores of all methods, a panel per task: a dot per seed, a bar at the mean of several."
     panels,methods = list(dict.fromkeys(values.index.get_level_values(0))),students([], values.index.get_level_values(1))
     with style():
         fig,axs = figure(title, demo, 1, len(panels), (max(5, 2.4*len(panels)), .9+.17*len(methods)), True, sharey=True)
@@ -263,7 +263,7 @@ def score_dots(
                 v,l = values[(values.index.get_level_values(0)==panel) & (values.index.get_level_values(1)==m)],look(m)
                 if not len(v): continue
                 ax.plot(v, [y]*len(v), ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
-                ax.plot(v.mean(), y, '|', color='black', ms=11, mew=1.6)
+                if len(v)>1: ax.plot(v.mean(), y, '|', color='black', ms=11, mew=1.6)
                 ax.annotate(len(v), (1.01, y), xycoords=('axes fraction','data'), va='center', fontsize=6.5, color='0.35')
             ax.set(title=panel, xlabel='%')
         methods_axis(axs[0], methods)
