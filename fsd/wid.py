@@ -431,6 +431,7 @@ class CompressionSettings:
     width:int|None = setting("width of the small model; none is half of the model's", low=1)
     strategy:str = setting("narrower heads, or fewer", choices=strategies)
     penalty:str = setting("what drives rows to zero", choices=penalties)
+    strength:float = setting("weight of the group penalty", low=0)
     ramp:float = setting("share of the steps after which all units are cut", above=0, high=1)
     fade:float = setting("share of the steps that a cut unit takes to vanish", low=0, high=1)
     steps:int = setting("optimizer steps", low=1)
@@ -495,7 +496,7 @@ class Compression:
     def inheritance(self)->Inheritance:
         "A fresh start."
         s = self.settings
-        return Inheritance(self.teacher, self.target.hidden_size, s.strategy, s.penalty, ramp=s.ramp, fade=s.fade, lr_scale=s.lr_scale)
+        return Inheritance(self.teacher, self.target.hidden_size, s.strategy, s.penalty, s.strength, ramp=s.ramp, fade=s.fade, lr_scale=s.lr_scale)
 
     def loss(self, model)->float:
         "Of the held-out lines, masked always alike."
