@@ -267,7 +267,7 @@ def _probe(self:Experiment, size:int=32)->Probe:
     def draw(step): return batch(train, np.sort(np.random.default_rng(step).choice(len(train), min(size, len(train)), replace=False)))
     return Probe(self.teacher, batch(dev, range(min(size, len(dev)))), draw)
 
-# %% ../nbs/15_experiment.ipynb #95f5e553
+# %% ../nbs/15_experiment.ipynb #caac9f15
 def peak_memory()->int:
     "Bytes: of the accelerator's peak if there is one, else of this process."
     if torch.cuda.is_available(): return torch.cuda.max_memory_allocated()
@@ -283,7 +283,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
         bf16=s.precision=='bf16', use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', eval_strategy='epoch', save_steps=s.checkpoint_every, logging_steps=s.log_every, report_to='none')
     shrinking = model if isinstance(model, Inheritance) else None
     trainer = DistillationTrainer(shrinking.model if shrinking else model, teacher, args, method, memory, self.rows['train'], self.tokenizer,
-        callbacks=[*([self._probe()] if kind=='students' else []), *([shrinking] if shrinking else [])], parameter_groups=shrinking and shrinking.parameter_groups, eval_dataset={k:self.rows[k] for k in self.dev}, compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
+        callbacks=[*([self._probe()] if kind=='students' and not self.held else []), *([shrinking] if shrinking else [])], parameter_groups=shrinking and shrinking.parameter_groups, eval_dataset={k:self.rows[k] for k in self.dev}, compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
     with quiet():
         trainer.train(resume_from_checkpoint=True)
         (shrinking.finish() if shrinking else model).save_pretrained(folder)
@@ -333,7 +333,7 @@ def teacher(self:Experiment):
     "The fine-tuned teacher, in eval mode."
     return load_teacher(self.teacher_folder, self.task.name).to(self.device)
 
-# %% ../nbs/15_experiment.ipynb #dc4f790b
+# %% ../nbs/15_experiment.ipynb #fd95089e
 @patch
 def evaluate(self:Experiment, model)->dict:
     "`Collected` logits, labels and features per dev split."
@@ -354,8 +354,14 @@ def majority(self:Experiment)->dict:
 @patch(as_prop=True)
 @once
 def on_teacher(self:Experiment)->dict:
-    "The teacher on the dev set."
-    return self.evaluate(self.teacher)
+    "The teacher on the dev set; of the last teacher that this process looked at, remembered."
+    key = self.teacher_folder, self.dev, self.settings.max_length, self.device
+    if key not in _evaluated:
+        _evaluated.clear()
+        _evaluated[key] = self.evaluate(self.teacher)
+    return _evaluated[key]
+
+_evaluated = {}
 
 @patch
 def teacher_scores(self:Experiment)->pd.DataFrame:
