@@ -100,7 +100,7 @@ paper_stages += (
     *(Stage(f'{m} seeds', m, start={s:()}, seeds=tuple(range(5))) for m,s in _last.items()),
     *(Stage(f'{m} seeds', m, start={'vkd grid':('lr',*_frozen)}, seeds=tuple(range(5))) for m in _baselines))
 
-# %% ../nbs/19_sweep.ipynb #262d2fb0
+# %% ../nbs/19_sweep.ipynb #34ed84d0
 def reads(method:str, setting:str)->bool:
     "Whether a term of `method` reads `setting`."
     return any(setting in find_term(n).knobs for n in find_method(method).weights)
@@ -128,6 +128,8 @@ presets:dict[str,Preset] = {
         _compared(_of_cpu | {m:2 for m in known_methods if m not in _of_cpu}), _minilm),
     'settings': Preset("four settings of each method, chosen on a fifth of MRPC's training set for the preset cpu; what wins stands in settings.ini", ('mrpc',),
         tuple(Stage(m, m, four(m)) for m in known_methods if m not in _ablations), _minilm, 'holdout', .2),
+    'batch': Preset('one structure that compares within a batch and one that compares with the memory, at four batch sizes, for Table 5', ('mrpc',),
+        tuple(Stage(m, m, dict(batch_size=(8,16,32,64)), seeds=(0,1,2)) for m in ('fsd_l','fsd_g')), _minilm),
     'gpu': Preset('BGE-small, 12 blocks taught to 6, both paddings', ('wnli','rte','mrpc','cola','sst2'),
         _compared(dict.fromkeys((*_main,*_ablations), 5), padding=('paper','masked')), dict(model='BAAI/bge-small-en-v1.5', precision='bf16')),
     'paper': Preset("BERT-base, nine tasks, the paper's greedy grids", task_names, paper_stages, dict(model=bert_base))}
@@ -469,7 +471,7 @@ def run(self:Sweep, show:Callable[[str],None]=print, wait:float=5.):
         if not any(s in ('running','waiting') for s,_ in self.states().values()): return
         sleep(wait)
 
-# %% ../nbs/19_sweep.ipynb #64f3cfdc
+# %% ../nbs/19_sweep.ipynb #e36b68e5
 @patch
 def left(self:Sweep)->float|None:
     "Estimated seconds until the end, with as many processes as are at work now."
@@ -500,9 +502,10 @@ def table(self:Sweep)->pd.DataFrame:
 
 @patch
 def results(self:Sweep)->pd.DataFrame:
-    "A row per finished run: stage, task, method, seed, settings of its grid, score in percent, record; failed runs with their error."
-    states = self.states()
-    rows = [(r, *states[r.key]) for r in self.plan() if r.key in states and states[r.key][0] in ('done','failed')]
+    "A row per stage and finished run that it asks for: task, method, seed, settings of its grid, score in percent; failed runs with their error."
+    states,won = self.states(),self.winners()
+    asked = [r for task,stage in product(self.tasks, self.stages) for r in self.of_stage(stage, task, won)]
+    rows = [(r, *states[r.key]) for r in asked if r.key in states and states[r.key][0] in ('done','failed')]
     return pd.DataFrame([dict(stage=r.stage, task=r.task, method=r.method, seed=r.seed, **r.params, score=100*t.value if s=='done' else float('nan'), **({'error':t.user_attrs['error']} if s=='failed' else {})) for r,s,t in rows])
 
 @patch
