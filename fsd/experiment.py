@@ -495,17 +495,18 @@ def run(self:Experiment)->runs.Run:
     print(f'record: {shown(run.folder)}/run.json\nstudent: {shown(self.student_folder)}', flush=True)
     return run
 
-# %% ../nbs/15_experiment.ipynb #037bae1a
+# %% ../nbs/15_experiment.ipynb #70c5c889
 def by_metric(scores:dict)->dict:
     "`{split: {metric: v}}` as `{metric: v}`, without what was held out of the training set; the two splits of MNLI become `accuracy_m` and `accuracy_mm`."
     short = {'validation_matched':'_m', 'validation_mismatched':'_mm'}
     return {m+short.get(split,''):v for split,o in scores.items() if split!='holdout' for m,v in o.items()}
 
 def siblings(run:runs.Run)->dict[str,runs.Run]:
-    "Finished runs of the same task, model, seed, data and training, whatever their losses, by method; `run` itself last."
-    losses = {f.name for f in fields(Knobs)} - {'max_length'}
+    "Finished runs of the same task, model, seed, data and training, by method, whose losses were not changed by hand otherwise than those of `run`; `run` itself last."
+    losses,changed = {f.name for f in fields(Knobs)} - {'max_length'},run.record['overrides'].items()
     def same(o): return o.task, o.model, o.seed, o.record['data']['fingerprint'], {k:v for k,v in o.record['overrides'].items() if k not in losses}
-    return {o.method:o for o in runs.find(kind=run.kind) if same(o)==same(run) and o.method!=run.method} | {run.method:run}
+    def usual(o): return {k:v for k,v in o.record['overrides'].items() if k in losses}.items() <= changed
+    return {o.method:o for o in runs.find(kind=run.kind) if same(o)==same(run) and usual(o) and o.method!=run.method} | {run.method:run}
 
 def beside_paper(run:runs.Run)->pd.DataFrame:
     "Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number."

@@ -6,10 +6,10 @@
 __all__ = ['task_order', 'made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduction', 'scores', 'teachers',
            'markdown', 'save_table']
 
-# %% ../nbs/17_report.ipynb #6663b305
+# %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,7 @@ from .glue import tasks
 from .kept import atomic, outputs
 from .methods import find_term, methods
 from .runs import Run
-from .settings import read_settings, resolve
+from .settings import Knobs, beside, resolve
 
 # %% ../nbs/17_report.ipynb #5db4c9e9
 def made_up(
@@ -66,12 +66,14 @@ def belongs(
     usual = set(run.record['overrides'])<={'padding','precision',*also}
     return run.model==model and usual and (run.record['settings']['padding']==padding or not _reads_padding(run.method))
 
-# %% ../nbs/17_report.ipynb #788a645f
+# %% ../nbs/17_report.ipynb #944ad310
 def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
-    "Where a section of `settings.ini` now says something else for this task, model and method than the run was made with."
-    s,ini,usual = run.record['settings'],read_settings(),asdict(resolve(run.task, run.method, run.model))
-    sections = run.task, run.model, run.method, f'{run.method} {run.task}', f'{run.method} {run.model}'
-    return {k:(s[k], usual[k]) for o in sections if ini.has_section(o) for k in ini[o] if k in s and k not in run.record['overrides'] and s[k]!=usual[k]}
+    "Where `settings.ini` now says something else for this task, model and method than the run was made with, of what the method reads."
+    s,usual = run.record['settings'],asdict(resolve(run.task, run.method, run.model))
+    m = methods.get(run.method)
+    read = {k for n in m.weights for k in find_term(n).knobs} | {w for f in m.weights.values() if isinstance(f, str) for w in re.findall(r'[a-z]\w*', f)} if m else set()
+    unread = {f.name for f in fields(Knobs)}-read if m else set()
+    return {k:(v, usual[k]) for k,v in s.items() if k in usual and k not in {*unread, *beside, *run.record['overrides'], 'padding', 'precision', 'max_length'} and v!=usual[k]}
 
 # %% ../nbs/17_report.ipynb #97f32244
 def comparable(
