@@ -498,6 +498,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fsd.significance.bootstrap': ('significance.html#bootstrap', 'fsd/significance.py'),
                                   'fsd.significance.bootstrap_runs': ('significance.html#bootstrap_runs', 'fsd/significance.py'),
                                   'fsd.significance.drawn_scores': ('significance.html#drawn_scores', 'fsd/significance.py'),
+                                  'fsd.significance.fits': ('significance.html#fits', 'fsd/significance.py'),
                                   'fsd.significance.holm': ('significance.html#holm', 'fsd/significance.py'),
                                   'fsd.significance.lead': ('significance.html#lead', 'fsd/significance.py'),
                                   'fsd.significance.printed': ('significance.html#printed', 'fsd/significance.py'),
