@@ -28,7 +28,7 @@ def trials(
     def whole(o): return o.model==model and o.source!='demo' and 'holdout' in o.scores and not any([o.record['data']['partial'], *(o.record['settings'][k] for k in ('max_steps','train_examples'))])
     return [o for o in runs.find(root, None) if whole(o)] if root.is_dir() else []
 
-# %% ../../nbs/tables/chosen.ipynb #db0bc97e
+# %% ../../nbs/tables/chosen.ipynb #918ac3d8
 def grids(
     found:Iterable[Run], # Trials of one model
 )->pd.DataFrame: # Rows (method, task), columns setting, a metric each, mean, chosen and used
@@ -36,7 +36,7 @@ def grids(
     found,rows = list(found),[]
     for method,task in sorted({(o.method,o.task) for o in found}, key=lambda k: (method_order.index(k[0]), k[1])):
         own = [o for o in found if (o.method,o.task)==(method,task)]
-        differ = sorted(k for k in own[0].record['settings'] if len({o.record['settings'][k] for o in own})>1)
+        differ = sorted((k for k in own[0].record['settings'] if len({o.record['settings'][k] for o in own})>1), key=lambda k: (k!='lr', k))
         def values(o): return {k:o.record['settings'][k] for k in differ}
         own.sort(key=lambda o: tuple(values(o).values()))
         means = [sum(s := list(o.scores['holdout'].values()))/len(s) for o in own]
