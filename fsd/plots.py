@@ -246,7 +246,7 @@ def score_bars(
         fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside upper right')
     return fig
 
-# %% ../nbs/14_plots.ipynb #c3a836fb
+# %% ../nbs/14_plots.ipynb #fc9c5473
 def score_dots(
     values:pd.Series,   # Percent, a row per run under (panel, method)
     lines:Mapping,      # Panel to {'teacher':…, 'majority':…}
@@ -258,14 +258,14 @@ def score_dots(
     with style():
         fig,axs = figure(title, demo, 1, len(panels), (max(5, 2.4*len(panels)), .9+.17*len(methods)), True, sharey=True)
         for ax,panel in zip(axs[0], panels):
-            for who,dash in (('majority',(0,(1,1.5))), ('teacher','-')): ax.axvline(lines[panel][who], color='black', lw=1, ls=dash, zorder=.9, label=who)
+            for who,o in (('majority',dict(color='0.6', lw=2.5, ls=(0,(1,1)))), ('teacher',dict(color='black', lw=1))): ax.axvline(lines[panel][who], zorder=.9, label=who, **o)
             for y,m in enumerate(methods):
                 v,l = values[(values.index.get_level_values(0)==panel) & (values.index.get_level_values(1)==m)],look(m)
                 if not len(v): continue
                 ax.plot(v, [y]*len(v), ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
                 if len(v)>1: ax.plot(v.mean(), y, '|', color='black', ms=11, mew=1.6)
                 ax.annotate(len(v), (1.01, y), xycoords=('axes fraction','data'), va='center', fontsize=6.5, color='0.35')
-            ax.set(title=panel, xlabel='%')
+            ax.set(title=panel, xlabel='dev score (%)')
         methods_axis(axs[0], methods)
         fig.legend(*axs[0,0].get_legend_handles_labels(), loc='outside right upper')
     return fig
