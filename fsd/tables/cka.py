@@ -26,7 +26,7 @@ def of_run(
     if 'biased' not in means: return {}
     return {'biased':means['biased']['diagonal'], 'elsewhere':means['biased']['rest'], 'debiased':means['debiased']['diagonal']}
 
-# %% ../../nbs/tables/table6_cka.ipynb #f4d0fa6f
+# %% ../../nbs/tables/table6_cka.ipynb #b1906e65
 kinds = ('biased','elsewhere','debiased')
 
 def make(
@@ -40,7 +40,10 @@ def make(
     for task in task_order:
         each = {m:pd.DataFrame([of_run(o, padding) for o in found if (o.task,o.method)==(task,m)], columns=kinds) for m in methods}
         for k in kinds: rows[task,k] = {m:each[m][k].astype(float).mean() for m in methods}
+        rows[task,'seeds'] = {m:each[m].biased.count() or np.nan for m in methods}
         rows[task,'paper'] = {m:v for m,v in paper_cka(task).items() if m in methods}
     out = pd.DataFrame(rows, methods).T.astype(float)
     means = {('mean',k):out.xs(k, level=1).mean(skipna=False) for k in (*kinds,'paper')}
-    return pd.concat([out, pd.DataFrame(means).T]).rename_axis(['task','CKA'])
+    out = pd.concat([out, pd.DataFrame(means).T])
+    whole = [[int(v) if k=='seeds' and v==v else v for v in row] for (_,k),row in zip(out.index, out.to_numpy())]
+    return pd.DataFrame(whole, out.index, methods, dtype=object).rename_axis(['task','CKA'])
