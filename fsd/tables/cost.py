@@ -27,7 +27,7 @@ def speeds(
         raise ValueError(f'{path}: {bad[0]} is no speed')
     return found
 
-# %% ../../nbs/tables/table8_cost.ipynb #9328fc32
+# %% ../../nbs/tables/table8_cost.ipynb #f6459068
 def paper_cost()->pd.DataFrame: # Rows methods, columns millions, printed, training, inference
     "Table 8, with the parameters in millions beside what is printed."
     rows = pd.DataFrame(paper_tables()['table8']['rows'])
@@ -38,7 +38,7 @@ def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     speed:Mapping={}, # As from `speeds`
 )->pd.DataFrame: # Rows methods, columns millions, training, inference, each ours and the paper's
-    "Table 8, ours beside the paper's; speeds are relative to vkd."
+    "Table 8, ours beside the paper's; speeds are relative to vkd, and empty where vkd's inference stands for another's."
     sizes,paper = {},paper_cost()
     for o in results(found):
         if n := o.record.get('parameters', {}).get('student'): sizes.setdefault(o.method, {}).setdefault(n, o.folder)
@@ -47,7 +47,8 @@ def make(
     methods = [m for m in method_order if m in {*paper.index, *sizes, *speed}]
     def relative(m, kind):
         a,b = (speed.get(k, {}).get(kind) for k in (m,'vkd'))
-        return a/b if a and b else float('nan')
+        copied = kind=='inference' and m!='vkd' and a==b
+        return a/b if a and b and not copied else float('nan')
     ours = pd.DataFrame({m:{'millions':next(iter(sizes.get(m, {})), float('nan'))/1e6, **{k:relative(m, k) for k in ('training','inference')}} for m in methods}).T
     both = {f'{k}, {whose}':t[k].reindex(methods) for k in ours for whose,t in (('ours',ours), ('paper',paper))}
     return pd.DataFrame(both | {'millions, printed':paper.printed.reindex(methods)}).rename_axis('method')
