@@ -26,7 +26,7 @@ def run_map(
     own = run.record['settings']['padding']==padding
     return run.arrays('analysis').get(f'{kind}_{split}' if own else f'{kind}_{padding}_{split}')
 
-# %% ../../nbs/figures/fig4_heatmaps.ipynb #5a929d31
+# %% ../../nbs/figures/fig4_heatmaps.ipynb #734c4491
 def heat_maps(
     found:list[Run], # Of one model and padding
     task:str,
@@ -41,13 +41,15 @@ def heat_maps(
     methods = students(found) if methods is None else methods
     maps = {(m,kind): [a for o in found if o.method==m and (a := run_map(o, kind, split, padding)) is not None] for m in methods for kind in ('biased','debiased')}
     means = {k: np.mean(v, 0) for k,v in maps.items() if v}
-    measured = [o for o in found if run_map(o, 'biased', split, padding) is not None]
+    measured = [o for o in found if o.method in methods and run_map(o, 'biased', split, padding) is not None]
+    sizes = sorted({n for o in measured if (n := o.record.get('analysis', {}).get('cka', {}).get(split, {}).get('batch_size'))})
+    of = f" of {' or '.join(map(str, sizes))} examples" if sizes else ''
     name = tasks[task].folder + (f', {split}' if len(tasks[task].dev)>1 else '')
     low = min([0, *(m.min() for m in means.values())])
     cols = min(cols, len(methods))
     rows = 2*-(-len(methods)//cols)
     with style():
-        fig,axs = figure(rows=rows, cols=cols, size=(1.25,1.5), **caption(f'{name}: CKA between mini-batches of teacher and student, mean over seeds; {padding} padding', measured))
+        fig,axs = figure(rows=rows, cols=cols, size=(1.25,1.5), **caption(f'{name}: CKA between mini-batches{of}, mean over seeds\nabove a map: (seeds), mean of its diagonal; {padding} padding', measured))
         image = None
         for i in range(rows//2*cols):
             for ax,kind in zip(axs[i//cols*2:, i%cols], ('biased','debiased')):
@@ -64,7 +66,9 @@ def heat_maps(
                     hole(ax, 'not run' if not any(o.method==m for o in found) else f'no map with\n{padding} padding\nrecorded')
                     head += '\n–'
                 ax.set_title(head if kind=='biased' else head.split('\n')[1], fontsize=8)
-                if i%cols==0: ax.set_ylabel(f'{kind}\nteacher', fontsize=8)
-                if kind=='debiased' and i+cols>=len(methods): ax.set_xlabel('student', fontsize=8)
+                if i%cols==0:
+                    ax.set_ylabel("teacher's batch", fontsize=8)
+                    ax.annotate(f'{kind} CKA', (0,.5), (-22,0), xycoords='axes fraction', textcoords='offset points', rotation=90, ha='center', va='center', fontsize=8, weight='bold')
+                if kind=='debiased' and i+cols>=len(methods): ax.set_xlabel("student's batch", fontsize=8)
         if image: fig.colorbar(image, ax=axs.ravel().tolist(), label='CKA', shrink=min(1, 2/rows), aspect=25)
     return fig
