@@ -38,7 +38,7 @@ def share(
     "Share of the way from no distillation to the teacher."
     return (value-nods)/(1-nods)
 
-# %% ../../nbs/figures/fig5_between.ipynb #38dd02a7
+# %% ../../nbs/figures/fig5_between.ipynb #569629e8
 def _strip(ax, ours:dict, paper:dict, methods:list[str]):
     "One task and estimator: a row per method, from the undistilled student to 1."
     for all_,dash in ((ours,(0,(1,1.5))), (paper,(0,(5,2)))):
@@ -96,8 +96,11 @@ def between(
             for ax in row[[0,3]]:
                 ax.grid(bool(ax.lines), axis='y')
                 ax.tick_params(axis='y', length=0)
-        for ax,title in zip(axs[0], ('biased','ours','paper','debiased','ours')): ax.set_title(title, loc='left' if title in ('ours','paper') else 'center')
-        for ax,kind in zip(axs[len(only)-1,[0,3]], _kinds): ax.set_xlabel(f'CKA, {kind}')
+        for ax,title in zip(axs[0], ('biased','ours','paper','debiased','ours')):
+            if title in _kinds: ax.set_title(title)
+            else: ax.set_title(f'{title}: CKA,\nshare of the way', loc='left', fontsize=7)
+        for column,kind in zip(axs[:-1,[0,3]].T, _kinds):
+            if drawn := [ax for ax in column if ax.lines]: drawn[-1].set_xlabel(f'CKA, {kind}')
         fig.align_ylabels(axs[:,0])
         _key(fig, axs[-1,0])
     return fig
