@@ -15,7 +15,7 @@ from ..glue import tasks
 from ..plots import caption, figure, hole, look, students, style
 from ..runs import Run
 
-# %% ../../nbs/figures/fig6_relations.ipynb #e0b231bb
+# %% ../../nbs/figures/fig6_relations.ipynb #f4efe377
 batches = {'probe':'one fixed dev batch', 'training':'training examples, with dropout'}
 quantities = {'inter_euclid':'inter, Euclidean distance', 'inter_cosine':'inter, cosine', 'intra_euclid':'intra, Euclidean distance', 'intra_cosine':'intra, cosine'}
 
@@ -24,11 +24,11 @@ def probes(
     padding:str='masked', # 'masked': relations of real tokens alone; 'paper': padded positions take part
     on:str='probe', # 'probe': one fixed dev batch, eval mode; 'training': training examples, with the student's dropout
 )->pd.DataFrame: # Columns task, method, seed, step and the four quantities
-    "What the probes of these runs saw; an older record without any adds no row."
+    "What the probes of these runs saw; a record without any adds no row."
     rows = [dict(task=o.task, method=o.method, seed=o.seed, step=p['step'], **p[on][padding]) for o in found for p in o.record.get('probe', ()) if padding in p.get(on, ())]
     return pd.DataFrame(rows, columns=['task','method','seed','step',*quantities])
 
-# %% ../../nbs/figures/fig6_relations.ipynb #cb3a6700
+# %% ../../nbs/figures/fig6_relations.ipynb #b12dfe40
 def relation_curves(
     found:list[Run], # Of one model and padding
     task:str,
@@ -39,12 +39,13 @@ def relation_curves(
     "Figures 6 and 8: differences of relations over training, four panels, a line per method and a band over its seeds."
     found = [o for o in found if o.task==task]
     methods = students(found) if methods is None else methods
-    frame = probes([o for o in found if o.method in methods], padding, on)
+    watched = [o for o in found if o.method in methods and len(probes([o], padding, on))]
+    frame = probes(watched, padding, on)
     seen = {m: g for m,g in frame.groupby('method')}
     outline = [Stroke(linewidth=2, foreground='0.3'), Normal()] # pale lines on white paper
     with style():
         fig,axs = figure(rows=2, cols=2, size=(7.8,4.6), whole=True, sharex=True,
-                         **caption(f'{tasks[task].folder}: difference from the teacher\'s relations, {batches[on]}, {padding} padding', [o for o in found if o.method in seen]))
+                         **caption(f'{tasks[task].folder}: difference from the teacher\'s relations, {batches[on]}, {padding} padding', watched))
         for ax,(q,title) in zip(axs.flat, quantities.items()):
             ax.set_title(title)
             if not seen: hole(ax, 'not recorded' if found else 'not run')
