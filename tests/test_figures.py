@@ -118,6 +118,11 @@ def test_maps_are_means_over_seeds_on_one_scale(found):
     seeds = [run_map(o, 'biased', 'validation', 'masked') for o in found if o.method == 'fsd']
     np.testing.assert_allclose(images[0].get_array(), np.mean(seeds, 0), rtol=1e-6)
     assert fig.axes[0].get_title().startswith('FSD (3)\n') and '±' in fig.axes[0].get_title()
+    assert 'mini-batches of 32 examples' in words(fig)[0]
+
+def test_captions_count_only_what_is_drawn(found):
+    some = [*(o for o in found if o.method == 'fsd'), made_up('mrpc', 'fsd', 7), made_up('mrpc', 'vkd', 7)]
+    for fig in (heat_maps(some, 'mrpc'), between(some), relation_curves(some, 'mrpc')): assert words(fig)[0].endswith(', 3 seeds')
 
 def test_a_map_of_the_other_padding_is_never_taken(tmp_path):
     own = {k: np.eye(3, dtype='float32') for k in ('biased_validation', 'debiased_validation')}
@@ -125,7 +130,7 @@ def test_a_map_of_the_other_padding_is_never_taken(tmp_path):
     old = runs.save(runs.Run(tmp_path/r.folder, r.record), analysis=own)
     assert run_map(old, 'biased', 'validation', 'paper') is not None and run_map(old, 'biased', 'validation', 'masked') is None
     fig = heat_maps([old], 'mrpc', methods=['nods', 'vkd'])
-    assert [t.get_text() for ax in fig.axes for t in ax.texts] == ['no map with\nmasked padding\nrecorded', 'not run']*2 and not any(ax.images for ax in fig.axes)
+    assert [t.get_text() for ax in fig.axes for t in ax.texts if t.get_rotation() == 0] == ['no map with\nmasked padding\nrecorded', 'not run']*2 and not any(ax.images for ax in fig.axes)
 
 def test_between_takes_the_padding_asked_for_and_the_paper_where_there_is_one(found):
     assert diagonals(found, 'masked').loc[('mrpc', 'nods'), 'biased'].item() == pytest.approx(.5)
@@ -133,6 +138,8 @@ def test_between_takes_the_padding_asked_for_and_the_paper_where_there_is_one(fo
     said = words(between(found, only=('mrpc',)))
     assert {'0.981', '0.990, 47 %', '0.500'} <= set(said) # the paper's noDS and FSD, our noDS
     assert 'not recorded' in words(between(found, only=('rte',)))
+    assert [ax.get_xlabel() for ax in between(found, only=('mrpc', 'rte')).axes if ax.get_xlabel().endswith('debiased')] == ['CKA, debiased']
+    assert all(ax.lines for ax in between(found, only=('mrpc', 'rte')).axes if ax.get_xlabel()), 'no label under an empty place'
 
 def test_curves_are_means_with_bands_and_say_who_is_missing(found):
     fig = relation_curves(found, 'mrpc', methods=['vkd', 'fsd', 'wid', 'unheard'])

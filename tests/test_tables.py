@@ -134,6 +134,11 @@ def test_p_values_of_the_paper(task, metric, printed, p):
     r = recomputed().loc[(task,metric)]
     assert (r.printed, round(r.p, 3))==(printed, p) and r.least<=r.p<=r.most
 
+@pytest.mark.parametrize('n', [5, 6, 10, 12])
+def test_some_p_values_of_the_paper_come_out_at_no_number_of_runs(n):
+    r = recomputed(n).loc[[('rte','accuracy'), ('sst2','accuracy'), ('qqp','accuracy')]]
+    assert not r.printed.between(r.least-.01, r.most+.01).any()
+
 def test_welch_answers_at_the_rate_it_promises():
     rng = np.random.default_rng(0)
     a,b = rng.normal(size=(1000,5)),3*rng.normal(size=(1000,4))
@@ -180,7 +185,15 @@ def test_holm_lies_between_the_p_and_bonferroni():
 def test_ablation_compares_within_seeds():
     some = [made_up('rte', m, s, v) for m,s,v in (('fsd',0,.6), ('fsd',1,.9), ('fsd_i',1,.8), ('fsd_i',2,.1), ('fsd_l',3,.5))]
     t = ablation.make(some).loc[('rte','accuracy')]
-    assert t['fsd_i','ours']==pytest.approx(-10) and t['fsd_i','seeds']==1 and pd.isna(t['fsd_l','ours'])
+    assert t['fsd_i','ours']==pytest.approx(-10) and t['fsd_i','seeds']==1 and pd.isna(t['fsd_l','ours']) and pd.isna(t['fsd_i','se'])
+    one = ablation.make([*some, made_up('rte', 'fsd', 2, .1), made_up('rte', 'fsd_i', 0, .5)]).loc[('rte','accuracy')]
+    assert one['fsd_i','se']==pytest.approx(np.std([-10,0,-10], ddof=1)/3**.5)
+
+def test_the_memory_is_measured_at_equal_seeds(outputs):
+    some = [saved(made_up('rte', m, s), np.eye(2)+v) for m,s,v in (('fsd',0,0), ('fsd',1,1), ('fsd_il',0,.5), ('fsd_il',3,9))]
+    row = ablation.memory(some).loc['rte']
+    assert row.tolist()[:4]==pytest.approx([.5,1,1,1]) and '50 %: the memory changes the student' in ablation.verdict(row)
+    assert len(ablation.memory([o for o in some if o.method=='fsd']))==0
 
 def test_ranks_need_all_four_and_come_from_the_last_look():
     four = [full('rte', m) for m in ranks.ranked]
@@ -190,6 +203,10 @@ def test_ranks_need_all_four_and_come_from_the_last_look():
     four[0].record['probe'] = [dict(step=9, probe=dict(masked=dict.fromkeys(ranks.quantities, 0.))), *four[0].record['probe']]
     assert ranks.make(four).loc['rte', ('vkd','ours')]==1
 
+def test_ranks_are_of_seeds_that_have_all_four():
+    t = ranks.make([full('rte', m, s) for s in (0,1) for m in ranks.ranked]+[full('rte', 'vkd', 2)])
+    assert t.loc['rte','seeds'].item()==2 and t.xs('range', level=1, axis=1).isna().all(axis=None) # both seeds agree
+
 def test_cka_of_the_other_padding_is_never_taken_for_it():
     run = made_up(analysis=dict(cka=dict(validation=dict(biased=dict(diagonal=.9, rest=0), debiased=dict(diagonal=.8, rest=0)))))
     assert cka.make([run], 'paper').loc[('mrpc','biased'),'vkd']==.9 and np.isnan(cka.make([run], 'masked').loc[('mrpc','biased'),'vkd'])
@@ -197,6 +214,7 @@ def test_cka_of_the_other_padding_is_never_taken_for_it():
 def test_speeds_are_relative_to_vkd_or_holes(tmp_path):
     t = cost.make([], dict(fsd=dict(training=8, inference=3), vkd=dict(training=10), sp=dict(training=5)))
     assert t['training, ours'].dropna().to_dict()==dict(vkd=1., sp=.5, fsd=.8) and t['inference, ours'].isna().all()
+    assert cost.make([], dict(fsd=dict(inference=9.), vkd=dict(inference=9.)))['inference, ours'].dropna().to_dict()==dict(vkd=1.), "vkd's speed beside another is not that one's"
     (tmp_path/'speed.json').write_text('{"vkd": {"training": null}}')
     with pytest.raises(ValueError, match='vkd training None is no speed'): cost.speeds(tmp_path/'speed.json')
 

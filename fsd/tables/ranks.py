@@ -43,7 +43,7 @@ def differences(
     "Relation differences at the last probe."
     return looks(found, padding).groupby(level=[0,1], sort=False).mean()
 
-# %% ../../nbs/tables/table7_ranks.ipynb #cc978107
+# %% ../../nbs/tables/table7_ranks.ipynb #0bc40a59
 def of_seeds(
     found:Iterable[Run],
     padding:str='masked',
@@ -64,4 +64,5 @@ def make(
     table = pd.DataFrame({(m,k):v for m in ranked for k,v in (('ours',ours[m]), ('range',reach(m)), ('paper',paper.loc[m]))})
     ends = {(m,k):v.mean(skipna=False) for m in ranked for k,v in (('ours',ours[m]), ('paper',paper.loc[m]))}
     table = pd.concat([table, pd.DataFrame(ends, ['mean'])])
-    return table.assign(seeds=g.size().reindex(table.index).astype('Int64')).rename_axis('task')
+    table['seeds',''] = g.size().reindex(table.index).astype('Int64')
+    return table.rename_axis('task')
