@@ -438,6 +438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.report.comparable': ('report.html#comparable', 'fsd/report.py'),
                             'fsd.report.made_up': ('report.html#made_up', 'fsd/report.py'),
                             'fsd.report.markdown': ('report.html#markdown', 'fsd/report.py'),
+                            'fsd.report.named': ('report.html#named', 'fsd/report.py'),
                             'fsd.report.outdated': ('report.html#outdated', 'fsd/report.py'),
                             'fsd.report.reproduction': ('report.html#reproduction', 'fsd/report.py'),
                             'fsd.report.results': ('report.html#results', 'fsd/report.py'),
