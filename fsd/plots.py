@@ -191,20 +191,20 @@ def heat_map(
         fig.colorbar(image, ax=axs[0].tolist(), label='CKA', shrink=.8)
     return fig
 
-# %% ../nbs/14_plots.ipynb #63e4016b
+# %% ../nbs/14_plots.ipynb #636290d8
 def restoration_bars(
     frame:pd.DataFrame, # Fractions by `restoration`; rows are methods, or (task, method); a method with several seeds has several rows
     title:str='',       # What data and teacher
     demo:bool=False,    # Mark the picture as demo data
     tasks=None,         # Rows of panels; those of `frame` if None
-    methods=None,       # Bars of every panel; those of each task in `frame` if None
+    methods=None,       # Bars of every panel, or a mapping from tasks to theirs; those of each task in `frame` if None
 )->Figure:
     "How far each method restores the teacher's predictions, Figure 3: a row of panels per task, a panel per rate."
     if frame.index.nlevels==1: frame = pd.concat({'':frame})
     of = frame.index.get_level_values(0)
     tasks = list(dict.fromkeys(of) if tasks is None else tasks)
     parts = {t: 100*frame[of==t].droplevel(0) for t in tasks}
-    shown = {t: list(dict.fromkeys(p.index if methods is None else methods)) if len(p) else [] for t,p in parts.items()}
+    shown = {t: list(dict.fromkeys(p.index if methods is None else methods[t] if isinstance(methods, Mapping) else methods)) if len(p) else [] for t,p in parts.items()}
     heights = [.2*len(o)+.25 for o in shown.values()]
     last = max((i for i,t in enumerate(tasks) if shown[t]), default=-1)
     name = {'f1':'F1'}

@@ -14,7 +14,7 @@ from ..plots import caption, restoration_bars, students
 from ..report import task_order
 from ..runs import Run
 
-# %% ../../nbs/figures/fig3_restoration.ipynb #873a159b
+# %% ../../nbs/figures/fig3_restoration.ipynb #b2d7728f
 def _panel(task:str, split:str)->str: return tasks[task].folder + {'validation_matched':'-m', 'validation_mismatched':'-mm'}.get(split, '')
 
 def restored(
@@ -31,4 +31,4 @@ def restoration_figure(
 )->Figure:
     "Figure 3: a row of panels per task, bars per method; what was not run keeps its place."
     panels = [_panel(t, split) for t in task_order if not tasks[t].regression for split in tasks[t].dev]
-    return restoration_bars(restored(found), tasks=panels, methods=students(found), **caption(f"Restoration: students' predictions against the teacher's, {padding} padding", found))
+    return restoration_bars(restored(found), tasks=panels, methods={_panel(t, s):students([o for o in found if o.task==t]) for t in tasks for s in tasks[t].dev}, **caption(f"Restoration: students' predictions against the teacher's, {padding} padding", found))
