@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['terms', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pair', 'Term', 'find_term', 'penultimate',
-           'GlobalTerm', 'Method', 'find_method', 'weight', 'Objective']
+           'GlobalTerm', 'Method', 'find_method', 'reads', 'weight', 'Objective']
 
 # %% ../nbs/08_methods.ipynb #126b1b29
 import re
@@ -188,6 +188,12 @@ def find_method(name:str)->Method:
     "The method called `name`; a `ValueError` with the nearest one if there is none."
     if name not in methods: raise unknown('method', name, methods)
     return methods[name]
+
+def reads(method:str)->set[str]:
+    "Settings of losses that `method` looks at: what its terms are told, and the names in the formulas of their weights."
+    m = find_method(method)
+    formulas = ' '.join(f for f in m.weights.values() if isinstance(f, str))
+    return {k for n in m.weights for k in find_term(n).knobs} | set(re.findall(r'[a-z]\w*', formulas)) | set(schedule_knobs if m.schedule else ())
 
 def weight(formula:str|Callable, knobs:Knobs)->float|Callable:
     "The number that a `formula` means under `knobs`; a weight over time stays a function."

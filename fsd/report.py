@@ -19,7 +19,7 @@ from .analysis import method_order
 from .experiment import by_metric
 from .glue import tasks
 from .kept import atomic, outputs
-from .methods import find_term, methods
+from .methods import methods, reads
 from .runs import Run
 from .settings import Knobs, beside, resolve
 
@@ -54,7 +54,7 @@ def results(
     return found
 
 # %% ../nbs/17_report.ipynb #658f0d75
-def _reads_padding(method:str)->bool: return method not in methods or any('padding' in find_term(n).knobs for n in methods[method].weights)
+def _reads_padding(method:str)->bool: return method not in methods or 'padding' in reads(method)
 
 def belongs(
     run:Run,
@@ -70,9 +70,7 @@ def belongs(
 def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
     "Where `settings.ini` now says something else for this task, model and method than the run was made with, of what the method reads."
     s,usual = run.record['settings'],asdict(resolve(run.task, run.method, run.model))
-    m = methods.get(run.method)
-    read = {k for n in m.weights for k in find_term(n).knobs} | {w for f in m.weights.values() if isinstance(f, str) for w in re.findall(r'[a-z]\w*', f)} if m else set()
-    unread = {f.name for f in fields(Knobs)}-read if m else set()
+    unread = {f.name for f in fields(Knobs)}-reads(run.method) if run.method in methods else set()
     return {k:(v, usual[k]) for k,v in s.items() if k in usual and k not in {*unread, *beside, *run.record['overrides'], 'padding', 'precision', 'max_length'} and v!=usual[k]}
 
 # %% ../nbs/17_report.ipynb #97f32244

@@ -8,7 +8,8 @@ from conftest import root
 from optuna.trial import TrialState
 from fsd import runs
 from fsd.glue import tasks
-from fsd.sweep import Preset, Stage, Sweep, presets, reads, steps
+from fsd.methods import reads
+from fsd.sweep import Preset, Stage, Sweep, presets, steps
 from fsd.settings import Settings, resolve
 
 plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
@@ -111,7 +112,7 @@ def test_the_cpu_preset(outputs):
 
 def test_the_gpu_preset_varies_padding_where_it_is_read(outputs):
     found = Counter(r.method for r in Sweep('gpu').plan())
-    assert found['vkd']==5*5 and found['fsd']==2*5*5 and all((n==50)==reads(m, 'padding') for m,n in found.items())
+    assert found['vkd']==5*5 and found['fsd']==2*5*5 and all((n==50)==('padding' in reads(m)) for m,n in found.items())
 
 def test_the_numbers_of_the_paper_plan(outputs):
     paper = Sweep('paper', seconds_per_step=.1)
