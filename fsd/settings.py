@@ -163,14 +163,14 @@ def resolve(
     ini:configparser.ConfigParser|None=None, # Another settings file, read by `read_settings`
     **params,                      # Values given by hand; `None` leaves the choice to the file
 )->Settings:
-    "Settings of one run: [DEFAULT] < [task] < [model] < [method] < [method task] < [method model] < `params`, all checked."
+    "Settings of one run: [DEFAULT] < [task] < [model] < [task model] < [method] < [method task] < [method model] < `params`, all checked."
     ini = ini or read_settings()
     kinds = {f.name:f for f in fields(Settings)}
     if task not in task_names: raise unknown('task', task, task_names)
     for name in params:
         if name not in kinds: raise unknown('parameter', name, kinds)
     given = {'task':task, 'method':method}
-    for section in (task, model_section, method, f'{method} {task}', f'{method} {model_section}'):
+    for section in (task, model_section, f'{task} {model_section}', method, f'{method} {task}', f'{method} {model_section}'):
         if ini.has_section(section or ''): given |= dict(ini[section])
     given |= {k:v for k,v in params.items() if v is not None}
     for name in given:
