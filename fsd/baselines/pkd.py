@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cka import float_of
-from ..losses import flat
+from ..losses import flat, unit
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
 def patient_layers(
@@ -38,11 +38,6 @@ def _checked(states_s, states_t, ndim):
     dtype = float_of(*states_s, *states_t)
     return [h.to(dtype) for h in states_s], [h.detach().to(dtype) for h in states_t]
 
-def _unit(x):
-    "Vectors of length 1, and 0 where `x` is 0"
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return x / length.masked_fill(length == 0, 1)
-
 # %% ../../nbs/baselines/pkd.ipynb #f8d61ed9
 def pkd(
     states_s: Sequence[Tensor], # Student's states of the first token, (N, D) of each layer
@@ -51,7 +46,7 @@ def pkd(
 ) -> Tensor: # Scalar
     "Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released)"
     s, t = (torch.stack(o) for o in _checked(states_s, states_t, 2))
-    return F.mse_loss(_unit(s), _unit(t)) if normalise else F.mse_loss(s, t)
+    return F.mse_loss(unit(s), unit(t)) if normalise else F.mse_loss(s, t)
 
 # %% ../../nbs/baselines/pkd.ipynb #2d579f53
 def pkd_sequence(
@@ -64,4 +59,4 @@ def pkd_sequence(
     n, l, d = states_s[0].shape
     if mask is not None and mask.shape != (n, l): raise ValueError(f"mask must be {(n, l)}, as the hidden states, not {tuple(mask.shape)}")
     tokens = n*l if mask is None else (mask != 0).sum().clamp(min=1)
-    return sum(F.mse_loss(_unit(flat(s, mask)), _unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)
+    return sum(F.mse_loss(unit(flat(s, mask)), unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)
