@@ -146,7 +146,8 @@ def _flat(frame:pd.DataFrame)->pd.DataFrame:
 
 def _word(v, decimals:int)->str:
     if pd.isna(v) or v=='': return '–'
-    return f'{round(v, decimals)+0.:.{decimals}f}' if isinstance(v, float) else str(v).replace('|', r'\|')
+    if not isinstance(v, float): return str(v).replace('|', r'\|')
+    return f'<{10**-decimals:.{decimals}f}' if 1e-12<v<.5*10**-decimals else f'{round(v, decimals)+0.:.{decimals}f}'
 
 def markdown(
     frame:pd.DataFrame,

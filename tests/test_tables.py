@@ -107,7 +107,7 @@ def test_the_same_table_is_the_same_bytes(outputs):
 
 def test_a_hole_is_empty_in_csv_and_a_dash_in_markdown(outputs):
     for p in save_table(pd.DataFrame({'a':[None,np.nan,pd.NA,''], 'b':pd.array([1,None,3,4], 'Int64'), 'c':[.1+.2,1e-9,-1e-9,np.nan]}), 'holes', 3): text = p.read_text()
-    assert text.splitlines()[2:]==['| – | 1 | 0.300 |', '| – | – | 0.000 |', '| – | 3 | 0.000 |', '| – | 4 | – |']
+    assert text.splitlines()[2:]==['| – | 1 | 0.300 |', '| – | – | <0.001 |', '| – | 3 | 0.000 |', '| – | 4 | – |']
     back = pd.read_csv(outputs/'tables'/'holes.csv')
     assert back.a.isna().all() and back.b.tolist()[2:]==[3,4] and back.c[0]==.3
 
