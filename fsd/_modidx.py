@@ -421,6 +421,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.plots.figure': ('plots.html#figure', 'fsd/plots.py'),
                            'fsd.plots.heat_map': ('plots.html#heat_map', 'fsd/plots.py'),
                            'fsd.plots.hole': ('plots.html#hole', 'fsd/plots.py'),
+                           'fsd.plots.lines_key': ('plots.html#lines_key', 'fsd/plots.py'),
                            'fsd.plots.look': ('plots.html#look', 'fsd/plots.py'),
                            'fsd.plots.loss_curves': ('plots.html#loss_curves', 'fsd/plots.py'),
                            'fsd.plots.mean_std': ('plots.html#mean_std', 'fsd/plots.py'),
