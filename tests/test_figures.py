@@ -1,5 +1,5 @@
 """Figures from made-up records: what is measured is drawn, what is not stays an empty place with a word, and the same records give the same bytes."""
-import numpy as np, pytest
+import numpy as np, pandas as pd, pytest
 
 from fsd import methods, plots, runs
 from fsd.analysis import cka_map, method_order, paper_methods
@@ -149,3 +149,12 @@ def test_curves_are_means_with_bands_and_say_who_is_missing(found):
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['VKD (1)', 'FSD (3)', 'WID (1)', 'unheard: not run']
     assert probes(found, 'paper').inter_euclid.min() > 1 > probes(found).inter_euclid.min()
     assert probes(found, on='training').inter_euclid.min() > 5 and any('with dropout' in w for w in words(relation_curves(found, 'mrpc', methods=['vkd'], on='training')))
+
+def test_dots_say_seeds_and_what_was_not_run_and_where_teacher_and_majority_are_one():
+    scores = pd.Series([50., 60, 70, 40], pd.MultiIndex.from_tuples([('a', 'vkd'), ('a', 'vkd'), ('a', 'fsd'), ('b', 'fsd')]))
+    fig = plots.score_dots(scores, dict(a=dict(teacher=80, majority=45), b=dict(teacher=56.3, majority=56.3)))
+    assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [['seeds', '2', '1'], ['seeds', 'not run', '1']]
+    upright = lambda ax: [l.get_label() for l in ax.lines if list(l.get_ydata()) == [0, 1]]
+    assert [upright(ax) for ax in fig.axes] == [['majority', 'teacher'], ['teacher = majority']]
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['majority', 'teacher', 'teacher = majority']
+    assert collisions(fig) == ([], [])
