@@ -130,7 +130,7 @@ def test_a_map_of_the_other_padding_is_never_taken(tmp_path):
     old = runs.save(runs.Run(tmp_path/r.folder, r.record), analysis=own)
     assert run_map(old, 'biased', 'validation', 'paper') is not None and run_map(old, 'biased', 'validation', 'masked') is None
     fig = heat_maps([old], 'mrpc', methods=['nods', 'vkd'])
-    assert [t.get_text() for ax in fig.axes for t in ax.texts if t.get_rotation() == 0] == ['no map with\nmasked padding\nrecorded', 'not run']*2 and not any(ax.images for ax in fig.axes)
+    assert [t.get_text() for ax in fig.axes for t in ax.texts if t.get_rotation() == 0] == ['no map with\npadding left out\nrecorded', 'not run']*2 and not any(ax.images for ax in fig.axes)
 
 def test_between_takes_the_padding_asked_for_and_the_paper_where_there_is_one(found):
     assert diagonals(found, 'masked').loc[('mrpc', 'nods'), 'biased'].item() == pytest.approx(.5)

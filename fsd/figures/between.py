@@ -13,7 +13,7 @@ from matplotlib.transforms import blended_transform_factory
 
 from ..analysis import paper_cka
 from ..glue import tasks
-from ..plots import caption, figure, hole, look, mean_std, methods_axis, students, style
+from ..plots import caption, figure, hole, look, mean_std, methods_axis, padded, students, style
 from ..report import task_order
 from ..runs import Run
 
@@ -80,13 +80,13 @@ def between(
     heights = [.17*len(shown[t])+.3 for t in only]
     with style():
         fig,axs = figure(rows=len(only)+1, cols=5, size=(8.6,sum(heights)+.9), whole=True, height_ratios=[*heights,.25], width_ratios=[1,.5,.36,1,.5], sharey='row',
-                         **caption(f'Mean diagonal CKA with the teacher, and share of the way to it from noDS; {padding} padding', [o for o,known in zip(found, frame.biased.notna()) if known]))
+                         **caption(f'Mean diagonal CKA with the teacher, and share of the way to it from noDS; {padded[padding]}', [o for o,known in zip(found, frame.biased.notna()) if known]))
         for ax in [*axs[-1], *axs[:,[1,2,4]].flat]: ax.set_axis_off()
         for row,t in zip(axs, only):
             for kind,ax,words,theirs in (('biased',row[0],row[1],paper[t]), ('debiased',row[3],row[4],{})):
                 ours = {m: v for m in ran[t] if len(v := frame.loc[[(t,m)],kind].dropna().to_numpy())}
                 if ours or theirs: _strip(ax, ours, theirs, shown[t])
-                else: hole(ax, f'not recorded with {padding} padding' if ran[t] else 'not run')
+                else: hole(ax, f'not recorded with {padded[padding]}' if ran[t] else 'not run')
                 if ours or theirs: _words(words, ours, shown[t], {m: 'not recorded' if m in ran[t] else 'not run' for m in shown[t]})
                 if kind=='biased':
                     _words(row[2], {m:[v] for m,v in theirs.items()}, shown[t], {})

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..analysis import map_means
 from ..glue import tasks
-from ..plots import caption, figure, hole, look, mean_std, pixels, students, style
+from ..plots import caption, figure, hole, look, mean_std, padded, pixels, students, style
 from ..runs import Run
 
 # %% ../../nbs/figures/fig4_heatmaps.ipynb #e967f5c9
@@ -49,7 +49,7 @@ def heat_maps(
     cols = min(cols, len(methods))
     rows = 2*-(-len(methods)//cols)
     with style():
-        fig,axs = figure(rows=rows, cols=cols, size=(1.25,1.5), **caption(f'{name}: CKA between mini-batches{of}, mean over seeds\nabove a map: (seeds), mean of its diagonal; {padding} padding', measured))
+        fig,axs = figure(rows=rows, cols=cols, size=(1.25,1.5), **caption(f'{name}: CKA between mini-batches{of}, mean over seeds\nabove a map: (seeds), mean of its diagonal; {padded[padding]}', measured))
         image = None
         for i in range(rows//2*cols):
             for ax,kind in zip(axs[i//cols*2:, i%cols], ('biased','debiased')):
@@ -63,7 +63,7 @@ def heat_maps(
                     head += '\n' + mean_std([map_means(a)[0] for a in maps[m,kind]], 3)
                 else:
                     ax.set_box_aspect(1)
-                    hole(ax, 'not run' if not any(o.method==m for o in found) else f'no map with\n{padding} padding\nrecorded')
+                    hole(ax, 'not run' if not any(o.method==m for o in found) else f'no map with\n{padded[padding]}\nrecorded')
                     head += '\n–'
                 ax.set_title(head if kind=='biased' else head.split('\n')[1], fontsize=8)
                 if i%cols==0:

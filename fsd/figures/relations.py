@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
 from ..glue import tasks
-from ..plots import caption, figure, hole, look, students, style
+from ..plots import caption, figure, hole, look, padded, students, style
 from ..runs import Run
 
 # %% ../../nbs/figures/fig6_relations.ipynb #f4efe377
@@ -45,7 +45,7 @@ def relation_curves(
     outline = [Stroke(linewidth=2, foreground='0.3'), Normal()] # pale lines on white paper
     with style():
         fig,axs = figure(rows=2, cols=2, size=(7.8,4.6), whole=True, sharex=True,
-                         **caption(f'{tasks[task].folder}: difference from the teacher\'s relations, {batches[on]}, {padding} padding', watched))
+                         **caption(f'{tasks[task].folder}: difference from the teacher\'s relations, {batches[on]}, {padded[padding]}', watched))
         for ax,(q,title) in zip(axs.flat, quantities.items()):
             ax.set_title(title)
             if not seen: hole(ax, 'not recorded' if found else 'not run')

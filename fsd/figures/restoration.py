@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from ..glue import tasks
-from ..plots import caption, restoration_bars, students
+from ..plots import caption, padded, restoration_bars, students
 from ..report import task_order
 from ..runs import Run
 
@@ -31,4 +31,4 @@ def restoration_figure(
 )->Figure:
     "Figure 3: a row of panels per task, bars per method; what was not run keeps its place."
     panels = [_panel(t, split) for t in task_order if not tasks[t].regression for split in tasks[t].dev]
-    return restoration_bars(restored(found), tasks=panels, methods={_panel(t, s):students([o for o in found if o.task==t]) for t in tasks for s in tasks[t].dev}, **caption(f"Restoration: students' predictions against the teacher's, {padding} padding", found))
+    return restoration_bars(restored(found), tasks=panels, methods={_panel(t, s):students([o for o in found if o.task==t]) for t in tasks for s in tasks[t].dev}, **caption(f"Restoration: students' predictions against the teacher's, {padded[padding]}", found))
