@@ -36,7 +36,7 @@ def made_up(
     **parts, # Further parts of the record, such as `analysis`
 )->Run: # Without a folder on the disk
     "A run that was never run, for chapters and tests."
-    settings = dict(task=task, method=method, seed=seed, padding='paper', batch_size=32, teacher_seed=42, max_steps=None, train_examples=None) | overrides
+    settings = dict(task=task, method=method, seed=seed, padding='paper', precision='bf16', batch_size=32, teacher_seed=42, max_steps=None, train_examples=None) | overrides
     data = dict(source=source, where=source, fingerprint=source, partial=False, rows={})
     of = lambda v: {split:dict.fromkeys(tasks[task].metrics, v) for split in tasks[task].dev}
     record = dict(kind=runs.kind_of(settings, data), settings=settings, overrides=overrides, data=data, model=dict(name=model, source=source), environment=dict(commit=None, device='none'),
@@ -60,11 +60,13 @@ def belongs(
     run:Run,
     model:str,   # Its short name
     padding:str, # 'paper' or 'masked'
+    precision:str='bf16', # or 'fp32'
     also:tuple=(), # Further settings that may have been changed by hand
 )->bool:
-    "Whether `run` is part of the reproduction with `model` and `padding`."
+    "Whether `run` is part of the reproduction with `model`, `padding` and `precision`."
     usual = set(run.record['overrides'])<={'padding','precision',*also}
-    return run.model==model and usual and (run.record['settings']['padding']==padding or not _reads_padding(run.method))
+    s = run.record['settings']
+    return run.model==model and usual and s['precision']==precision and (s['padding']==padding or not _reads_padding(run.method))
 
 # %% ../nbs/17_report.ipynb #944ad310
 def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
@@ -96,14 +98,16 @@ task_order = ('wnli','rte','stsb','cola','mrpc','sst2','qnli','qqp','mnli') # th
 def reproduction(
     model:str='all-minilm-l6-v2', # Short name of the encoder
     padding:str='masked', # 'masked': padding is left out of the structures; 'paper': it takes part
+    precision:str='bf16', # or 'fp32'
     root:Path|None=None, # Where the runs lie; `outputs()/'runs'` if None
     also:tuple=(), # Further settings that may have been changed by hand, such as ('batch_size',) for Table 5
 )->list[Run]: # Maybe none
     "The runs of one reproduction, in the order of the paper's tables."
     if padding not in ('masked','paper'): raise ValueError(f"padding={padding!r} is neither 'masked' nor 'paper'")
+    if precision not in ('bf16','fp32'): raise ValueError(f"precision={precision!r} is neither 'bf16' nor 'fp32'")
     root = Path(root or outputs()/'runs')
     found = results(runs.find(root, None)) if root.is_dir() else []
-    found = [o for o in found if belongs(o, model, padding, also)]
+    found = [o for o in found if belongs(o, model, padding, precision, also)]
     if old := {str(o.folder):then for o in found if (then := outdated(o))}:
         warnings.warn('left out, as settings.ini has changed since: ' + '; '.join(f"{o} ({', '.join(f'{k} was {a}, is {b}' for k,(a,b) in then.items())})" for o,then in old.items()))
     return comparable([o for o in found if str(o.folder) not in old], also)
@@ -113,9 +117,11 @@ def named(
     name:str, # Of a table or figure
     model:str='all-minilm-l6-v2',
     padding:str='masked',
+    precision:str='bf16',
 )->str:
     "What the file of that reproduction is called: `name` alone for the one that the pages show."
-    return name if (model,padding)==('all-minilm-l6-v2','masked') else f"{name}-{model.replace('.', '_')}-{padding}"
+    if (model,padding,precision)==('all-minilm-l6-v2','masked','bf16'): return name
+    return '-'.join([name, model.replace('.', '_'), padding, *([precision] if precision!='bf16' else [])])
 
 # %% ../nbs/17_report.ipynb #31a8828f
 _columns = ['task','method','seed','split','metric','percent']

@@ -79,8 +79,8 @@ def test_a_reproduction_takes_one_model_one_padding_and_nothing_else_changed(out
     assert reproduction(root=outputs/'nowhere')==[]
 
 def test_two_runs_for_one_place_are_both_named(outputs):
-    for o in ({}, dict(precision='bf16')): saved(full(overrides=o), np.eye(2))
-    with pytest.raises(ValueError, match='two runs of mrpc, vkd, seed 0: .*-s0 and .*-s0,precision=bf16'): reproduction()
+    for o in ({}, dict(padding='masked')): saved(full(overrides=o), np.eye(2))
+    with pytest.raises(ValueError, match='two runs of mrpc, vkd, seed 0: .*-s0 and .*-s0,padding=masked'): reproduction()
 
 def test_batch_sizes_are_kept_apart(outputs):
     for b in (8,32): saved(full(method='fsd_l', overrides=dict(batch_size=b, padding='masked')), np.eye(2))
