@@ -122,7 +122,7 @@ presets:dict[str,Preset] = {
         dict(model=str(packaged() or 'auto'), data='demo', max_length=32, memory_size=8, train_examples=32, batch_size=8, teacher_epochs=1, epochs=1)),
     'cpu': Preset('a 6-block MiniLM taught to 3 blocks, all methods, hours on a CPU', ('wnli','rte','mrpc'),
         _compared(_of_cpu | {m:2 for m in known_methods if m not in _of_cpu}), _minilm),
-    'settings': Preset("four settings of each method, chosen on a fifth of MRPC's training set for the preset cpu; what wins stands in settings.ini", ('mrpc',),
+    'settings': Preset("four settings of each method but the ablations, chosen on a fifth of MRPC's training set for the preset cpu; what wins stands in settings.ini", ('mrpc',),
         tuple(Stage(m, m, four(m)) for m in known_methods if m not in _ablations), _minilm, 'holdout', .2),
     'batch': Preset('one structure that compares within a batch and one that compares with the memory, at four batch sizes, for Table 5', ('mrpc',),
         tuple(Stage(m, m, dict(batch_size=(8,16,32,64)), seeds=(0,1,2)) for m in ('fsd_l','fsd_g')), _minilm),
