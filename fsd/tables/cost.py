@@ -38,7 +38,7 @@ def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     speed:Mapping={}, # As from `speeds`
 )->pd.DataFrame: # Rows methods, columns millions, training, inference, each ours and the paper's
-    "Table 8, ours beside the paper's; speeds are relative to vkd, and empty where vkd's inference stands for another's."
+    "Table 8, ours beside the paper's; speeds are relative to vkd, and empty where vkd's inference stands for another's or is alone."
     sizes,paper = {},paper_cost()
     for o in results(found):
         if n := o.record.get('parameters', {}).get('student'): sizes.setdefault(o.method, {}).setdefault(n, o.folder)
@@ -50,5 +50,7 @@ def make(
         copied = kind=='inference' and m!='vkd' and a==b
         return a/b if a and b and not copied else float('nan')
     ours = pd.DataFrame({m:{'millions':next(iter(sizes.get(m, {})), float('nan'))/1e6, **{k:relative(m, k) for k in ('training','inference')}} for m in methods}).T
+    for k in ('training','inference'):
+        if ours[k].drop('vkd').isna().all(): ours[k] = float('nan')
     both = {f'{k}, {whose}':t[k].reindex(methods) for k in ours for whose,t in (('ours',ours), ('paper',paper))}
     return pd.DataFrame(both | {'millions, printed':paper.printed.reindex(methods)}).rename_axis('method')
