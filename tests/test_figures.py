@@ -7,7 +7,7 @@ from fsd.figures.between import between, diagonals
 from fsd.figures.coverage import coverage_figure
 from fsd.figures.heatmaps import heat_maps, run_map
 from fsd.figures.relations import batches, probes, quantities, relation_curves
-from fsd.figures.restoration import restoration_figure, restored
+from fsd.figures.restoration import constant, restoration_figure, restored
 from fsd.glue import tasks
 from fsd.report import made_up
 
@@ -110,6 +110,21 @@ def test_restoration_says_spread_number_and_holes(drawn, found):
     labels = [t.get_text() for ax in drawn['restoration'].axes for t in ax.get_yticklabels()]
     assert 'FSD (3)' in labels and 'VKD (1)' in labels and 'WNLI' in labels and 'STS-B' not in labels
     assert sum('±' in w for w in words(drawn['restoration'])) == 4
+
+def test_restoration_has_the_line_of_a_constant_answer(tmp_path):
+    def of(task, answers):
+        r = made_up(task, 'vkd', **parts(tasks[task].dev[0], .7))
+        return runs.save(runs.Run(tmp_path/r.folder, r.record), predictions={f'teacher_{s}': np.eye(tasks[task].num_labels, dtype='float32')[answers] for s in tasks[task].dev})
+    yes, no = of('mrpc', [1, 1, 1, 0]), of('wnli', [0, 0, 0, 0])
+    rates_of = constant([yes, no])
+    assert rates_of.loc['MRPC'].tolist() == pytest.approx([.75, 1, 6/7, .75])
+    assert rates_of.loc['WNLI'].isna().tolist() == [True, True, True, False] # no class 1, so nothing to restore of it
+    assert constant([of('stsb', [0])]).empty and constant([of('mnli', [2, 2, 0])]).index.tolist() == ['MNLI-m', 'MNLI-mm']
+    fig = restoration_figure([yes, no])
+    dashed = [[l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == '--'] for ax in fig.axes]
+    assert [x for d in dashed for x in d] == pytest.approx([100, 75, 100, 600/7, 75]) and "dashed: always the teacher's most frequent answer" in words(fig)[0]
+    f1 = next(ax for ax, d in zip(fig.axes, dashed) if d == pytest.approx([600/7]))
+    assert f1.get_xlim()[0] > 40, 'starts where differences can be seen'
 
 def test_maps_are_means_over_seeds_on_one_scale(found):
     fig = heat_maps(found, 'mrpc', methods=['fsd', 'pkd'])
