@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['padded', 'style', 'look', 'figure', 'hole', 'mean_std', 'bar', 'spread', 'beside', 'methods_axis', 'caption',
-           'students', 'loss_curves', 'pixels', 'heat_map', 'restoration_dots', 'score_bars', 'score_dots', 'save']
+           'students', 'loss_curves', 'pixels', 'cka_scale', 'heat_map', 'restoration_dots', 'score_bars', 'score_dots',
+           'save']
 
 # %% ../nbs/14_plots.ipynb #7e5164fd
 import io, math, re
@@ -180,10 +181,15 @@ def loss_curves(
     return fig
 
 # %% ../nbs/14_plots.ipynb #e33acb08
-def pixels(ax, m:np.ndarray, low:float):
-    "Draw the map `m` into `ax`, on the scale from `low` to 1 that all maps of a picture share."
+def pixels(ax, m:np.ndarray):
+    "Draw the map `m` into `ax`, on the scale that all maps share."
     ax.grid(False)
-    return ax.imshow(m, cmap='cividis', vmin=low, vmax=1)
+    return ax.imshow(m, cmap='cividis', vmin=-.4, vmax=1)
+
+def cka_scale(fig:Figure, image, axs, **kwargs):
+    "The colours of `image` beside `axs`, with a line at 0."
+    bar = fig.colorbar(image, ax=list(axs), label='CKA', extend='min', ticks=np.linspace(-.4,1,8).round(1), **kwargs)
+    bar.ax.axhline(0, color='white', lw=1.5)
 
 def heat_map(
     values:Mapping[str,np.ndarray], # Maps (P, P) by estimator, as `cka_map` returns them
@@ -192,16 +198,15 @@ def heat_map(
     demo:bool=False,          # Mark the picture as demo data
 )->Figure:
     "CKA between mini-batches of the teacher and of a model, Figure 4; one panel per estimator on one scale."
-    low = min(0, *(float(np.nanmin(m)) for m in values.values()))
     with style():
         fig,axs = figure(title, demo, 1, len(values), (2.9,2.9))
         for ax,(kind,m) in zip(axs[0], values.items()):
-            image = pixels(ax, m, low)
+            image = pixels(ax, m)
             ax.set_title('{}\ndiagonal {:.3f}, elsewhere {:.3f}'.format(kind, *map_means(m)))
             ax.set_xlabel(f'mini-batch, {model}')
             for axis in (ax.xaxis, ax.yaxis): axis.set_major_locator(plt.MaxNLocator(6, integer=True))
         axs[0,0].set_ylabel('mini-batch, teacher')
-        fig.colorbar(image, ax=axs[0].tolist(), label='CKA', shrink=.8)
+        cka_scale(fig, image, axs[0], shrink=.8)
     return fig
 
 # %% ../nbs/14_plots.ipynb #636290d8

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from ..analysis import map_means
 from ..glue import tasks
-from ..plots import caption, figure, hole, look, mean_std, padded, pixels, students, style
+from ..plots import caption, cka_scale, figure, hole, look, mean_std, padded, pixels, students, style
 from ..runs import Run
 
 # %% ../../nbs/figures/fig4_heatmaps.ipynb #e967f5c9
@@ -35,7 +35,7 @@ def heat_maps(
     methods:list[str]|None=None, # The paper's students and whatever was run if None
     cols:int=6,          # Methods side by side
 )->Figure:
-    "Figures 4 and 7: per method the biased map above the debiased one, means over seeds, all on one scale."
+    "Figures 4 and 7: per method the biased map above the debiased one, means over seeds, on the scale of all maps."
     split = split or tasks[task].dev[0]
     found = [o for o in found if o.task==task]
     methods = students(found) if methods is None else methods
@@ -45,7 +45,6 @@ def heat_maps(
     sizes = sorted({n for o in measured if (n := o.record.get('analysis', {}).get('cka', {}).get(split, {}).get('batch_size'))})
     of = f" of {' or '.join(map(str, sizes))} examples" if sizes else ''
     name = tasks[task].folder + (f', {split}' if len(tasks[task].dev)>1 else '')
-    low = min([0, *(m.min() for m in means.values())])
     cols = min(cols, len(methods))
     rows = 2*-(-len(methods)//cols)
     with style():
@@ -58,7 +57,7 @@ def heat_maps(
                 n = len(maps[m,kind])
                 head = look(m)['label'] + (f' ({n})' if n else '')
                 if (m,kind) in means:
-                    image = pixels(ax, means[m,kind], low)
+                    image = pixels(ax, means[m,kind])
                     ax.set(xticks=[], yticks=[])
                     head += '\n' + mean_std([map_means(a)[0] for a in maps[m,kind]], 3)
                 else:
@@ -70,5 +69,5 @@ def heat_maps(
                     ax.set_ylabel("teacher's batch", fontsize=8)
                     ax.annotate(f'{kind} CKA', (0,.5), (-22,0), xycoords='axes fraction', textcoords='offset points', rotation=90, ha='center', va='center', fontsize=8, weight='bold')
                 if kind=='debiased' and i+cols>=len(methods): ax.set_xlabel("student's batch", fontsize=8)
-        if image: fig.colorbar(image, ax=axs.ravel().tolist(), label='CKA', shrink=min(1, 2/rows), aspect=25)
+        if image: cka_scale(fig, image, axs.flat, shrink=min(1, 2/rows), aspect=25)
     return fig
