@@ -167,6 +167,7 @@ def test_curves_are_means_with_bands_and_say_who_is_missing(found):
     assert len(ax.collections) == 1 # the band of the one method with several seeds
     np.testing.assert_allclose(ax.lines[2].get_ydata()[0], np.mean([o.record['probe'][0]['probe']['masked']['inter_euclid'] for o in found if o.method == 'fsd']))
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['VKD (1)', 'FSD (3)', 'WID (1)', 'unheard: not run']
+    assert '32 dev examples' in words(fig)[0] and 'bands: lowest to highest seed' in words(fig)[0]
     assert probes(found, 'paper').inter_euclid.min() > 1 > probes(found).inter_euclid.min()
     assert probes(found, on='training').inter_euclid.min() > 5 and any('with dropout' in w for w in words(relation_curves(found, 'mrpc', methods=['vkd'], on='training')))
 
@@ -177,4 +178,13 @@ def test_dots_say_seeds_and_what_was_not_run_and_where_teacher_and_majority_are_
     upright = lambda ax: [l.get_label() for l in ax.lines if list(l.get_ydata()) == [0, 1]]
     assert [upright(ax) for ax in fig.axes] == [['majority', 'teacher'], ['teacher = majority']]
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ['majority', 'teacher', 'teacher = majority']
+    assert collisions(fig) == ([], [])
+
+def test_a_peak_of_one_method_does_not_squeeze_the_others(tmp_path):
+    some = [run(tmp_path, method=m) for m in ('vkd', 'pkd', 'fsd')]
+    usual = relation_curves(some, 'mrpc').axes[0].get_ylim()[1]
+    for q in quantities: some[0].record['probe'][2]['probe']['masked'][q] *= 50
+    fig = relation_curves(some, 'mrpc')
+    ax, = (a for a in fig.axes if a.get_title() == quantities['inter_euclid'])
+    assert ax.get_ylim()[1] < 1.3*usual and [t.get_text() for t in ax.texts] == [f'↑ VKD: peak {50*.7/3:.2g}, end {.7/7:.2g}']
     assert collisions(fig) == ([], [])
