@@ -72,7 +72,7 @@ def judged(
     p = math.nan
     if min(n, k)>2 and spread>1e-12:
         one = welch(ours.mean(), ours.std(), n, other.mean(), other.std(), k) if not paired else stats.ttest_rel(ours, other, alternative='greater').pvalue
-        p = 2*min(one, 1-one)
+        p = max(2*min(one, 1-one), 1e-12) # smaller ones are rounding
     return dict(fsd=ours.mean(), **{"other's":other.mean()}, seeds=(n, k), lead=sign*(ours.mean()-other.mean()), p=p)
 
 def _word(row, level:float=.05)->str:
