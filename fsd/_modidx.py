@@ -652,6 +652,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fsd.tables.claims.table_of': ('tables/claims.html#table_of', 'fsd/tables/claims.py')},
             'fsd.tables.cost': { 'fsd.tables.cost.make': ('tables/table8_cost.html#make', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.paper_cost': ('tables/table8_cost.html#paper_cost', 'fsd/tables/cost.py'),
+                                 'fsd.tables.cost.relative': ('tables/table8_cost.html#relative', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.speeds': ('tables/table8_cost.html#speeds', 'fsd/tables/cost.py')},
             'fsd.tables.glue': { 'fsd.tables.glue.cell': ('tables/table2_glue.html#cell', 'fsd/tables/glue.py'),
                                  'fsd.tables.glue.make': ('tables/table2_glue.html#make', 'fsd/tables/glue.py'),
