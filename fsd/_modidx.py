@@ -642,6 +642,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fsd.tables.chosen.grids': ('tables/chosen.html#grids', 'fsd/tables/chosen.py'),
                                    'fsd.tables.chosen.trials': ('tables/chosen.html#trials', 'fsd/tables/chosen.py')},
             'fsd.tables.cka': { 'fsd.tables.cka.batch_of': ('tables/table6_cka.html#batch_of', 'fsd/tables/cka.py'),
+                                'fsd.tables.cka.batch_sizes': ('tables/table6_cka.html#batch_sizes', 'fsd/tables/cka.py'),
                                 'fsd.tables.cka.make': ('tables/table6_cka.html#make', 'fsd/tables/cka.py'),
                                 'fsd.tables.cka.of_run': ('tables/table6_cka.html#of_run', 'fsd/tables/cka.py')},
             'fsd.tables.claims': { 'fsd.tables.claims._word': ('tables/claims.html#_word', 'fsd/tables/claims.py'),

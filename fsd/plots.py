@@ -217,7 +217,8 @@ def _near(ax, values, room:float=.52):
     if not len(known): return ax.set(xlim=(0,1), xticks=[])
     middle,half = (known.min()+known.max())/2,max(np.ptp(known)*.6, 3)
     ax.set_xlim(middle-half, middle-half+2*half/room)
-    ax.set_xticks([x for x in plt.MaxNLocator(3, integer=True).tick_values(max(0, middle-half), min(100, middle+half)) if max(0, middle-half)<=x<=min(100, middle+half)])
+    low,high = max(0, middle-half),min(100, middle+half)
+    ax.set_xticks([x for x in plt.MaxNLocator(3, integer=True).tick_values(low, high) if low<=x<=high])
 
 def restoration_dots(
     frame:pd.DataFrame, # Fractions by `restoration`; rows are methods, or (task, method); a method with several seeds has several rows

@@ -17,6 +17,7 @@ from ..glue import tasks
 from ..plots import caption, figure, hole, look, methods_axis, padded, students, style
 from ..report import task_order
 from ..runs import Run
+from ..tables.cka import batch_sizes
 
 # %% ../../nbs/figures/fig5_between.ipynb #6bb68deb
 _kinds = ('biased','debiased')
@@ -89,8 +90,8 @@ def _key(fig, ax):
     legend.set_in_layout(False)
 
 def _batch_size(found:list[Run])->str:
-    sizes = {o.record.get('analysis', {}).get('cka', {}).get(tasks[o.task].dev[0], {}).get('batch_size') for o in found}-{None}
-    return f"\nbatches of {' or '.join(map(str, sorted(sizes)))}" if sizes else ''
+    sizes = ' or '.join(map(str, sorted(batch_sizes(found))))
+    return sizes and f'\nbatches of {sizes}'
 
 def between(
     found:list[Run], # Of one model and padding

@@ -21,27 +21,26 @@ from ..runs import Run
 from ..significance import baselines, holm, welch
 from .ablation import paper_losses, variants
 from .cka import of_run
-from .ranks import of_seeds, paper_ranks, quantities, ranked
+from .ranks import looks, of_seeds, paper_ranks, quantities, ranked
 
 # %% ../../nbs/tables/claims.ipynb #25979076
 def numbers(
     run:Run,
     padding:str, # 'masked' or 'paper'
 )->dict[str,float]: # Lacks what the record lacks
-    "What the claims are about, of one run, first metric and dev split; all but the rank, which takes several runs."
+    "What the claims are about, of one run, first metric and dev split; all but its relations."
     split = tasks[run.task].dev[0]
     percent = lambda v: math.nan if v is None else 100*v
     found = {'score': percent(next(iter(by_metric(run.scores).values())))}
     if r := run.record.get('analysis', {}).get('restoration', {}).get(split): found['restored'] = percent(r['f1'])
-    found |= {f'CKA, {k}':v for k,v in of_run(run, padding).items() if k!='elsewhere'}
-    looks = [l['probe'][padding] for l in run.record.get('probe') or () if padding in l['probe']]
-    return found | {q.replace('_', ', '):v for q,v in (looks[-1].items() if looks else ())}
+    return found | {f'CKA, {k}':v for k,v in of_run(run, padding).items() if k!='elsewhere'}
 
 def table_of(found:Iterable[Run], padding:str)->pd.DataFrame: # Columns task, method, seed, what, value
     "Every number of every run."
     found = comparable(found)
     rows = [(o.task, o.method, o.seed, k, v) for o in found for k,v in numbers(o, padding).items()]
-    rows += [(*at, m, s, 'mean rank', v) for (t,s),r in of_seeds(found, padding).iterrows() for m,v in r.items() for at in [(t,)]]
+    rows += [(*who, q.replace('_', ', '), v) for who,r in looks(found, padding).iterrows() for q,v in r.items()]
+    rows += [(t, m, s, 'mean rank', v) for (t,s),r in of_seeds(found, padding).iterrows() for m,v in r.items()]
     return pd.DataFrame(rows, columns=['task','method','seed','what','value']).dropna()
 
 # %% ../../nbs/tables/claims.ipynb #f5d2609a
@@ -50,7 +49,7 @@ others = tuple(m for m in ranked if m!='fsd')
 asked = [('score', 'Tables 2, 3', baselines), *(('score', 'Table 4', (v,)) for v in variants), ('restored', 'Figure 3', baselines), ('CKA, biased', 'Table 6', ('nods','vkd','pkd')),
          ('mean rank', 'Table 7', others), *((q, 'ours', others) for q in less[1:]), ('CKA, debiased', 'ours', ('nods',*baselines))]
 
-def paper_lead(task:str, what:str, where:str, rivals:tuple)->float:
+def paper_lead(task:str, where:str, rivals:tuple)->float:
     "How far FSD is ahead by the paper's own numbers; `nan` where it has none."
     if where=='Tables 2, 3':
         of = paper_rows(task).groupby('metric', sort=False).get_group(paper_rows(task).metric.iloc[0]).set_index('method')['mean']
@@ -95,7 +94,7 @@ def make(
         if 'fsd' not in of or not (there := [m for m in rivals if m in of]): continue
         sign = -1 if what in less else 1
         best = max(there, key=lambda m: sign*of[m].mean())
-        out.append(dict(task=task, what=what, paper=where, other=best, **{'paper lead':paper_lead(task, what, where, rivals)}, **judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))))
+        out.append(dict(task=task, what=what, paper=where, other=best, **{'paper lead':paper_lead(task, where, rivals)}, **judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))))
     out = pd.DataFrame(out, columns=_columns)
     out['claimed'] = (out['paper lead']>1e-9) | (out.paper=='Figure 3')
     out = out.assign(Holm=out.groupby('claimed', group_keys=False).p.transform(lambda p: holm(p.astype(float))))

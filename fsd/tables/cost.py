@@ -55,6 +55,7 @@ def make(
     methods = [m for m in method_order if m in {*paper.index, *sizes, *speed}]
     cols = {'millions, ours':[next(iter(sizes.get(m, {})), float('nan'))/1e6 for m in methods], 'millions, paper':paper.millions.reindex(methods)}
     for kind,name in kinds.items():
-        for i,part in enumerate(('ours','ours, least','ours, most')): cols[f'{name}, {part}'] = [relative(speed, m, kind)[i] for m in methods]
+        parts = zip(*(relative(speed, m, kind) for m in methods))
+        cols |= zip((f'{name}, {part}' for part in ('ours','ours, least','ours, most')), parts)
         if kind!='kept': cols[f"{name.split()[0]}, paper"] = paper[name.split()[0]].reindex(methods)
     return pd.DataFrame(cols, methods).assign(**{'millions, printed':paper.printed.reindex(methods)}).rename_axis('method')
