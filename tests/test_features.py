@@ -3,10 +3,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, BertConfig
-from fsd.features import KeptTeacher, LiveTeacher, keep_features
-from fsd.glue import collate
+from fsd.features import KeptTeacher, LiveTeacher, in_words, keep_features, row_hashes, rows_fingerprint
+from fsd.glue import collate, tokens
 from fsd.kept import Damaged
 
 def bert(seed=0, **kw):
@@ -30,7 +30,7 @@ def damage(path, how):
     if how != 'remove': path.write_bytes(b)
 
 @pytest.mark.parametrize('how', ['truncate', 'flip', 'remove'])
-@pytest.mark.parametrize('name', ['hidden-2.npy', 'logits.npy', 'idx.npy', 'lengths.npy', 'manifest.json'])
+@pytest.mark.parametrize('name', ['hidden-2.npy', 'logits.npy', 'idx.npy', 'hashes.npy', 'lengths.npy', 'manifest.json'])
 def test_damage_is_noticed_and_repaired(tmp_path, capsys, name, how):
     t = keep(tmp_path)
     before = {f.name: f.read_bytes() for f in t.folder.iterdir()}
@@ -77,7 +77,6 @@ def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='are free'): keep(tmp_path)
 
 @pytest.mark.parametrize('bad, why', [
-    (dict(data=rows(idx=[0, 1, 1, 2])), 'idx=1 occurs 2 times'),
     (dict(max_length=8), 'row idx=1 has 9 tokens'),
     (dict(max_length=33), 'more than the 32 positions'),
     (dict(needs={('attentions', -1)}), 'attentions are too large to keep'),
@@ -85,7 +84,8 @@ def test_full_disk_is_told_before_the_work(tmp_path, monkeypatch):
     (dict(padding='mask'), "padding='mask'"),
     (dict(precision='fp16'), "precision='fp16'"),
     (dict(data=rows([])), 'no rows'),
-    (dict(data=rows().map(lambda r: dict(attention_mask=[0]+r['attention_mask'][1:]))), 'some rows are padded')])
+    (dict(data=rows().map(lambda r: dict(attention_mask=[0]+r['attention_mask'][1:]))), 'row idx=0 has a masked first token'),
+    (dict(data=rows().map(lambda r: dict(attention_mask=[1,0]+r['attention_mask'][2:]))), 'row idx=0 has masked tokens before its end')])
 def test_bad_input_is_one_clear_error(tmp_path, bad, why):
     with pytest.raises(ValueError, match=why): keep(tmp_path, **bad)
 
@@ -115,3 +115,79 @@ def test_flat_is_the_order_of_the_data(tmp_path):
 
 def test_kept_array_is_not_read_whole(tmp_path):
     assert isinstance(keep(tmp_path)._hidden[2], np.memmap)
+
+class Own(torch.utils.data.Dataset):
+    "Somebody's own class of tensors."
+    def __init__(self, rows): self.rows = rows
+    def __len__(self): return len(self.rows)
+    def __getitem__(self, i): return {k: torch.tensor(v) for k,v in self.rows[i].items()}
+
+def pad(row): return {**row, 'input_ids': row['input_ids']+[0]*(12-len(row['input_ids'])), 'attention_mask': row['attention_mask']+[0]*(12-len(row['input_ids']))}
+
+as_people_have_them = dict(lists=list, torch=lambda d: d.with_format('torch'), numpy=lambda d: d.with_format('numpy'), pandas=lambda d: d.with_format('pandas'),
+    own=Own, tuples=lambda d: [{k: tuple(v) if isinstance(v, list) else v for k,v in r.items()} for r in d], no_mask=lambda d: d.remove_columns('attention_mask'),
+    padded=lambda d: d.map(pad), padded_tensors=lambda d: Own([pad(r) for r in d]), no_idx=lambda d: d.remove_columns('idx'),
+    selected=lambda d: concatenate_datasets([d, d]).select(range(len(d))))
+
+@pytest.mark.parametrize('form', as_people_have_them)
+@pytest.mark.parametrize('padding', ['paper', 'masked'])
+def test_rows_in_any_form_are_the_same_rows(tmp_path, monkeypatch, padding, form):
+    k = keep(tmp_path, padding=padding)
+    monkeypatch.setattr('fsd.features._compute', lambda *a, **k: pytest.fail('computed again'))
+    data = as_people_have_them[form](rows())
+    assert keep(tmp_path, data=data, padding=padding).folder == k.folder
+    b, plain = (collate(0, 12)([d[i] for i in range(4)]) for d in (data if form != 'pandas' else list(data.with_format(None)), rows()))
+    assert all(torch.equal(v, plain[key]) for key,v in b.items())
+    assert torch.equal(k(b).hidden[2], k(plain).hidden[2])
+
+def test_rows_that_say_something_else_are_never_given_what_is_kept(tmp_path):
+    a, b = rows(), rows(seed=1)
+    k = keep(tmp_path, data=a)
+    pad = collate(0)
+    for other in (b, b.remove_columns('idx'), a.map(lambda r: dict(token_type_ids=[0]*(len(r['input_ids'])-1)+[1]))):
+        with pytest.raises(ValueError, match='is not among the 4 rows kept'): k(pad(list(other)))
+        with pytest.raises(ValueError, match='is not among the 4 rows kept'): k.check_rows(other)
+    with pytest.raises(ValueError, match='row 4 of 5 tokens is not among'): k.check_rows(concatenate_datasets([a, b]).remove_columns('idx'))
+    with pytest.raises(ValueError, match='row idx=0 of 4 tokens is not among'): k(pad([{**r, 'input_ids': r['input_ids'][:4], 'attention_mask': [1]*4} for r in a.select([0])]))
+    with pytest.raises(ValueError, match='row 0 of the batch is padded before its end'): k({n: v.flip(-1) for n,v in pad(list(a)).items() if v.ndim == 2})
+
+def test_rows_are_found_whatever_their_number(tmp_path):
+    k, pad, a = keep(tmp_path), collate(0), rows()
+    right = k(pad(list(a))).hidden[2]
+    for idx in ([3, 2, 1, 0], [7, 7, 7, 7], [-1, 10**12, 0, 2]): assert torch.equal(k(pad([{**r, 'idx': i} for r,i in zip(a, idx)])).hidden[2], right)
+    b = rows((2, 8), seed=1)
+    both = keep(tmp_path, data=concatenate_datasets([a, b])) # idx 0 and 1 twice
+    assert torch.equal(both(pad([b[1]])).hidden[2], LiveTeacher(bert(), both.needs, 'masked')(pad([b[1]])).hidden[2].half().float())
+
+def test_of_equal_rows_idx_chooses(tmp_path):
+    data = rows((5, 9)).select([0, 1, 0]).remove_columns('idx').add_column('idx', [4, 5, 6])
+    k = keep(tmp_path, data=data)
+    k.logits[:] = np.arange(3)[:,None]
+    assert k(collate(0)(list(data.select([2, 1, 0])))).logits[:,0].tolist() == [2, 1, 0]
+
+def test_features_kept_before_there_were_hashes_are_found_and_checked(tmp_path, monkeypatch):
+    from fsd.kept import read_json, seal
+    k = keep(tmp_path)
+    assert k.folder.name == 'f3f631a9bf71a8ed', 'the name that they got'
+    (k.folder/'hashes.npy').unlink()
+    seal(k.folder, **read_json(k.folder/'manifest.json')['about'])
+    monkeypatch.setattr('fsd.features._compute', lambda *a, **k: pytest.fail('computed again'))
+    old = keep(tmp_path)
+    assert (old.hashes == k.hashes).all() and (KeptTeacher(k.folder, rows=rows()).hashes == k.hashes).all()
+    with pytest.raises(ValueError, match='is not among'): old(collate(0)(list(rows(seed=1))))
+    with pytest.raises(ValueError, match='kept without hashes'): KeptTeacher(k.folder)
+    with pytest.raises(ValueError, match='made of other rows'): KeptTeacher(k.folder, rows=rows(seed=1))
+
+def test_hashes_tell_near_rows_apart_and_stay_what_they_are():
+    base = torch.randint(1, 30000, (40,)).tolist()
+    near = [base] + [base[:i]+[t]+base[i+1:] for i in range(40) for t in (0, 1, 2**14, 30001)] + [base[:i]+base[j:j+1]+base[i+1:j]+base[i:i+1]+base[j+1:] for i in range(40) for j in range(i+1, 40)]
+    near = list({tuple(r) for r in near} | {tuple(base[:i]) for i in range(1, 40)} | {(*base, *[0]*i) for i in range(1, 9)})
+    assert len(set(row_hashes(*tokens([dict(input_ids=r) for r in near])))) == len(near)
+    assert row_hashes(*tokens([dict(input_ids=[101, 7592, 102], token_type_ids=[0, 0, 1])])).tolist() == [15219344047479090911], 'kept folders hold them'
+
+def test_sizes_in_words_have_three_digits_at_most():
+    assert [in_words(n) for n in (0, 999, 999_999, 10**9, 3.5e12)] == ['0 bytes', '999 bytes', '1 MB', '1 GB', '3.5 TB']
+
+def test_streams_and_splits_are_no_rows(tmp_path):
+    with pytest.raises(ValueError, match='has no length'): keep(tmp_path, data=rows().to_iterable_dataset())
+    with pytest.raises(ValueError, match='splits or columns, train'): keep(tmp_path, data=dict(train=rows()))
