@@ -22,9 +22,15 @@ def _project()->Path|None:
         if (p/'pyproject.toml').is_file() and (p/'nbs').is_dir(): return p
 
 def outputs()->Path:
-    "Folder of everything computed and recorded: `FSD_OUTPUTS` if set, else `outputs/` of the project, else of the working directory."
-    if where := os.environ.get('FSD_OUTPUTS'): return Path(where).expanduser().absolute()
-    return (_project() or Path.cwd())/'outputs'
+    "Folder of everything computed and recorded: `FSD_OUTPUTS` if set and not empty, else `outputs/` of the project, else of the working directory."
+    where = os.environ.get('FSD_OUTPUTS', '').strip()
+    if not where: return (_project() or Path.cwd())/'outputs'
+    path = Path(os.path.expanduser(where))
+    if str(path).startswith('~'): raise NotADirectoryError(f'FSD_OUTPUTS={where!r}: there is no such home')
+    path = path.absolute()
+    there = next(p for p in [path, *path.parents] if p.exists())
+    if not there.is_dir(): raise NotADirectoryError(f'FSD_OUTPUTS={where!r} must be a folder; {there} is a file')
+    return path
 
 def shown(path:Path)->str:
     "`path` as seen from the folder that `outputs()` lies in; as it is if it lies elsewhere."
@@ -88,13 +94,14 @@ def write_json(
 ):
     "Write `obj` to `path` atomically."
     text = json.dumps(plain(obj), indent=1, ensure_ascii=False)+'\n'
-    with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8')
+    with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8', errors='backslashreplace') # of file names that are no Unicode
 
 # %% ../nbs/01_kept.ipynb #aa5a73c1
 def read_json(path:Path):
     "What `write_json` wrote. A malformed file is a `ValueError` that names the file and the line."
     path = Path(path)
-    try: return json.loads(path.read_text(encoding='utf-8'))
+    def refuse(name): raise ValueError(f'{path}: {name} is no number that JSON knows')
+    try: return json.loads(path.read_text(encoding='utf-8'), parse_constant=refuse)
     except json.JSONDecodeError as e: at, why = f'line {e.lineno}', e.msg
     except UnicodeDecodeError as e: at, why = f'line {e.object[:e.start].count(10)+1}', 'not UTF-8'
     raise ValueError(f'{path}, {at}: {why}; the file is not whole JSON')
@@ -116,6 +123,7 @@ def seal(
     **about, # What it was made from, in what JSON can hold
 ):
     "Write the `manifest.json` of `folder`, after everything in it is on the disk."
+    if not Path(folder).is_dir(): raise NotADirectoryError(f'{folder} is no folder, so it cannot be sealed')
     paths = sorted(Path(folder).rglob('*'))
     for p in paths: _fsync(p)
     files = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=sha256(p))
@@ -154,45 +162,51 @@ def _alone(folder:Path):
     except Timeout:
         print(f'Another process is making {folder}; waiting for it.', flush=True)
         lock.acquire()
+    except OSError as e:
+        raise OSError(e.errno, f'{folder} has to be made, but {folder.parent} cannot be written to ({e.strerror}); set FSD_OUTPUTS to a folder that can') from None
     try: yield
     finally: lock.release()
 
 def _tidy(folder:Path):
     "Remove unfinished copies of `folder`; only for whoever holds its lock."
     for p in folder.parent.iterdir():
-        if p.name.startswith(f'{folder.name}.tmp-'): shutil.rmtree(p, ignore_errors=True)
+        if not p.name.startswith(f'{folder.name}.tmp-'): continue
+        if p.is_dir() and not p.is_symlink(): shutil.rmtree(p, ignore_errors=True)
+        else: p.unlink(missing_ok=True)
 
 def _why_build(folder:Path, about:dict)->str|None:
     "Why `folder` has to be built, or None if it is whole and made from `about`."
     if not folder.exists(): return 'absent'
+    if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file, and a folder is to be kept there; move the file away')
     try: was = verify(folder)
     except Damaged as e: return str(e)
     if was != plain(about): return f'{folder} was made from {was}, not from {plain(about)}'
 
 # %% ../nbs/01_kept.ipynb #d3d0d139
 def kept(
-    folder:Path, # Where the result lies, best named by a `fingerprint`
+    folder:Path, # Where the result lies, best named by a `fingerprint`; may be a link to elsewhere
     build:Callable[[Path], None], # Fills the empty folder that it is given
     **about, # What determines the result, in what JSON can hold
 )->Path: # `folder`, whole
-    "Return `folder`, calling `build` first if it is absent, damaged or made from something else. What lay there is replaced."
+    "Return `folder`, calling `build` first if it is absent, damaged or made from something else. What lay in it is replaced."
     folder = Path(folder)
     if not _why_build(folder, about): return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(folder):
-        why = _why_build(folder, about)
+    there = folder.resolve() if folder.is_symlink() else folder
+    there.parent.mkdir(parents=True, exist_ok=True)
+    with _alone(there):
+        why = _why_build(there, about)
         if not why: return folder
         if why != 'absent': print(f'{why}. Making it again.', flush=True)
-        _tidy(folder)
-        tmp = _tmp(folder)
+        _tidy(there)
+        tmp = _tmp(there)
         tmp.mkdir()
         try:
             build(tmp)
             seal(tmp, **about)
-            if folder.exists(): folder.rename(_tmp(folder))
-            tmp.rename(folder)
-            _fsync(folder.parent)
-        finally: _tidy(folder)
+            if there.exists(): there.rename(_tmp(there))
+            tmp.rename(there)
+            _fsync(there.parent)
+        finally: _tidy(there)
     return folder
 
 # %% ../nbs/01_kept.ipynb #ff81dbf4
@@ -203,7 +217,7 @@ def need_space(
     "Raise an `OSError` if the disk of `folder` has less than `n_bytes` free."
     there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(there).free
-    if free < n_bytes:
+    if not n_bytes <= free: # so that NaN does not pass
         raise OSError(f'{folder} needs {n_bytes/1e9:.3g} GB but {free/1e9:.3g} GB are free; make room or set FSD_OUTPUTS to a folder on a larger disk')
 
 # %% ../nbs/01_kept.ipynb #105d47e2

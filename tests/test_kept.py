@@ -190,3 +190,57 @@ def test_outputs_outside_a_project_is_that_of_the_checkout(tmp_path, monkeypatch
     assert outputs() == root/'outputs'
     monkeypatch.setattr('fsd.__file__', str(tmp_path/'site-packages'/'fsd'/'__init__.py'))
     assert outputs() == tmp_path/'outputs'
+
+def test_a_file_in_place_of_a_kept_folder_is_refused_and_stays(tmp_path):
+    (tmp_path/'x').write_text('mine')
+    with pytest.raises(NotADirectoryError, match='x is a file'): kept(tmp_path/'x', never)
+    assert names(tmp_path) == {'x'} and (tmp_path/'x').read_text() == 'mine'
+
+@pytest.mark.parametrize('there', ['whole', 'damaged', 'absent'])
+def test_a_link_is_followed_and_stays_a_link(tmp_path, there):
+    (tmp_path/'disk').mkdir()
+    x, link = tmp_path/'disk'/'x', tmp_path/'link'
+    if there != 'absent': kept(x, build)
+    if there == 'damaged': flip(x/'a.bin')
+    link.symlink_to(x)
+    assert kept(link, never if there == 'whole' else build) == link
+    assert link.is_symlink() and verify(x) == {} and names(tmp_path) == {'disk', 'link'} and names(tmp_path/'disk') == {'x'}
+
+def test_leftovers_that_are_files_or_links_are_tidied_too(tmp_path):
+    (tmp_path/'x.tmp-1').write_text('')
+    (tmp_path/'x.tmp-2').symlink_to(tmp_path)
+    kept(tmp_path/'x', build)
+    assert names(tmp_path) == {'x'}
+
+def test_names_that_are_no_unicode_survive_the_seal(tmp_path):
+    def odd(folder): (folder/os.fsdecode(b'caf\xe9')).write_bytes(b'1'); (folder/'caf\u00e9 \u2028').write_bytes(b'2')
+    x = kept(tmp_path/'\u00e9 \U0001f600', odd, where=os.fsdecode(b'/a\xff'))
+    assert verify(x) == {'where': os.fsdecode(b'/a\xff')}
+
+def test_only_a_folder_can_be_sealed(tmp_path):
+    with pytest.raises(NotADirectoryError, match='nowhere is no folder'): seal(tmp_path/'nowhere')
+    assert not names(tmp_path)
+
+def test_nan_is_not_room_and_not_json(tmp_path):
+    with pytest.raises(OSError, match='needs nan GB'): need_space(tmp_path, float('nan'))
+    (tmp_path/'run.json').write_text('{"loss": -Infinity}')
+    with pytest.raises(ValueError, match='run.json: -Infinity is no number'): read_json(tmp_path/'run.json')
+
+def test_outputs_must_be_able_to_be_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'file').touch()
+    for where in ('file', str(tmp_path/'file'/'below')):
+        monkeypatch.setenv('FSD_OUTPUTS', where)
+        with pytest.raises(NotADirectoryError, match='file is a file'): outputs()
+    monkeypatch.setenv('FSD_OUTPUTS', '~nobody-of-this-name/x')
+    with pytest.raises(NotADirectoryError, match='no such home'): outputs()
+    for where in ('', ' '):
+        monkeypatch.setenv('FSD_OUTPUTS', where)
+        assert outputs() == root/'outputs'
+    monkeypatch.setenv('FSD_OUTPUTS', '~')
+    assert outputs() == Path.home()
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    def refuses(*args, **kw): raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr('fsd.kept.FileLock.acquire', refuses)
+    with pytest.raises(PermissionError, match='x has to be made, but .* cannot be written to'): kept(tmp_path/'x', never)
