@@ -283,6 +283,7 @@ def demo_rows(
     t = tasks[task]
     if split not in t.sizes: raise ValueError(f"{task} has no split {split!r}, only {', '.join(t.sizes)}")
     if n is None: n = min(sizes[split], t.sizes[split])
+    if not isinstance(n, int) or n<1: raise ValueError(f"n={n!r} rows of {task}; give a whole number from 1")
     rng,rows = Random(f'{task}/{split}/{seed}'),{}
     world = (abroad,) if split=='validation_mismatched' else ()
     for _ in range(200*n):

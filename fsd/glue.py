@@ -144,6 +144,7 @@ def read_tsv(
     if header is None: header = next(lines)[1].split('\t')
     if missing := [c for c in columns if c not in header]:
         raise ValueError(f"{path}:1: no column {missing[0]!r}, the columns are {', '.join(header)}")
+    if double := [c for c in columns if header.count(c)>1]: raise ValueError(f"{path}:1: the column {double[0]!r} is there {header.count(double[0])} times")
     pick,i,lost = [header.index(c) for c in columns],0,[]
     for i,(where,line) in enumerate(lines, 1):
         fields = line.split('\t')
@@ -157,7 +158,7 @@ def read_tsv(
 def _number(task, text, where):
     "Label `text` of a GLUE file as a number."
     if task.regression:
-        try: score = float(text)
+        try: score = np.nan if '_' in text else float(text) # Python reads 0_1 as 1
         except ValueError: score = np.nan
         if 0<=score<=5: return score
         raise ValueError(f"{where}: score {text!r} is not a number from 0 to 5")
@@ -251,7 +252,7 @@ def _file(folder, stem, partial):
 
 # %% ../nbs/02_glue.ipynb #b70f3852
 def _from_folder(task, root, partial):
-    folder = _sub_folder(task, Path(root).expanduser())
+    folder = _sub_folder(task, Path(os.path.expanduser(root)))
     if (folder/'dataset_dict.json').exists():
         try: saved = hfd.load_from_disk(str(folder))
         except Exception as e: raise ValueError(f"{folder}: datasets cannot read what was saved there ({e})") from e
@@ -305,8 +306,9 @@ def load(
     "Train and dev rows of a task. `auto` is `FSD_GLUE` if set, else the hub, else the demo; `.where` says which."
     t = tasks[task]
     if source=='demo': return _from_demo(t, 'as asked')
+    if not str(source or '').strip(): raise ValueError(f"source={source!r}; a source is 'auto', 'hub', 'demo' or a folder of GLUE files")
     if source not in ('auto','hub'): return _from_folder(t, source, partial)
-    if source=='auto' and (folder := os.environ.get('FSD_GLUE')): return _from_folder(t, folder, partial)
+    if source=='auto' and (folder := os.environ.get('FSD_GLUE', '').strip()): return _from_folder(t, folder, partial)
     if found := _from_hub(t): return found
     if source=='auto': return _from_demo(t, 'FSD_GLUE is not set and the Hugging Face hub is out of reach')
     raise ConnectionError(f"nyu-mll/glue is not cached and {hub.ENDPOINT} is out of reach; give a folder of GLUE files or 'demo'")

@@ -23,3 +23,7 @@ def test_every_task_has_a_grammar_and_loads():
 
 def test_more_rows_than_the_templates_make():
     with pytest.raises(ValueError, match='make only .* different rows'): demo_rows('wnli', 'validation', 20_000)
+
+@pytest.mark.parametrize('n', [0, -1, 2.5, '3'])
+def test_a_number_of_rows_that_is_none_is_refused(n):
+    with pytest.raises(ValueError, match='give a whole number from 1'): demo_rows('rte', 'train', n)

@@ -3,6 +3,7 @@ import gzip, random, warnings
 import datasets as hfd
 import numpy as np
 import pytest
+import torch
 from fsd import glue
 from fsd.glue import collate, load, read_tsv, scores, tasks, tokenise
 
@@ -86,6 +87,7 @@ BROKEN = {
     'NUL byte': (lambda b: b.replace(b'null', b'n\0ll', 1), r':\d+: NUL byte'),
     'not UTF-8': (lambda b: b.replace(b'null', b'n\xffll', 1), r':\d+: not UTF-8'),
     'empty': (lambda b: b'', 'the file is empty'),
+    'a column twice': (lambda b: b.replace(b'index\tsentence1', b'sentence2\tsentence1', 1), "the column 'sentence2' is there 2 times"),
     'only a header': (lambda b: b.split(b'\n')[0]+b'\n', 'a header and no rows'),
     'no header': (lambda b: b.split(b'\n', 1)[1], "no column 'sentence1'")}
 
@@ -97,7 +99,7 @@ def test_a_broken_file_is_named(fault, tmp_path):
     with pytest.raises(ValueError, match=message) as e: load('rte', tmp_path)
     assert str(e.value).startswith(str(file))
 
-@pytest.mark.parametrize('score', ['high','','nan','-1','5.1','inf'])
+@pytest.mark.parametrize('score', ['high','','nan','-1','5.1','inf','0_1'])
 def test_scores_of_stsb_are_numbers_from_0_to_5(score, tmp_path):
     file = write(tmp_path, 'stsb')/'STS-B'/'train.tsv'
     head,first,*rest = file.read_text().split('\n')
@@ -218,6 +220,22 @@ def test_scores_reject_what_they_cannot_score():
     with pytest.raises(ValueError, match='NaN'): scores('rte', [[0,np.nan]], [1])
     with pytest.raises(ValueError, match='no predictions'): scores('rte', np.zeros((0,2)), [])
     with pytest.raises(ValueError, match='unknown task'): scores('snli', [[0,1]], [1])
+    for logits,labels,why in (([[0,1]], [-1], 'row 0 has label -1'), ([[0,1]]*2, [1,2], 'row 1 has label 2'), ([[0,1]], [.5], 'label 0.5'), ([[0,1]], [None], 'label nan'),
+        ([[0,1]], 1, r'labels of shape \(\)'), ([[0,1]]*2, [[0,1],[1,0]], r'labels of shape \(2, 2\)'), ([[0,1],[1]], [0,1], 'logits are no array of numbers'),
+        ([[0,1]], ['yes'], 'labels are no array of numbers'), ([[0,1,2]], [1], r'expected \(1, 2\)'), ([], [], 'no predictions')):
+        with pytest.raises(ValueError, match=why): scores('rte', logits, labels)
+    with pytest.raises(ValueError, match='row 1 has label -1, expected a score from 0 to 5'): scores('stsb', [1.,2.], [1.,-1.])
+    with pytest.raises(ValueError, match='NaN'): scores('stsb', [1.,np.nan], [1.,2.])
+
+@pytest.mark.parametrize('task', tasks)
+def test_scores_are_the_same_of_lists_arrays_and_tensors_and_of_a_column(task):
+    t,rng = tasks[task],np.random.default_rng(0)
+    logits = rng.normal(size=(40, t.num_labels)).astype('float32')
+    labels = rng.uniform(0, 5, 40).astype('float32') if t.regression else rng.integers(0, t.num_labels, 40)
+    right = scores(task, logits, labels)
+    for kind in (torch.from_numpy, np.ndarray.tolist, lambda a: torch.from_numpy(a)+torch.zeros(1, requires_grad=a.dtype.kind=='f')):
+        assert scores(task, kind(logits), kind(labels))==right==scores(task, kind(logits), kind(labels[:,None]))
+    assert scores(task, [torch.tensor(x) for x in logits], [np.float32(y) for y in labels])==right
 
 def test_batches_do_not_depend_on_the_neighbours(tmp_path):
     class Words:
@@ -232,3 +250,76 @@ def test_batches_do_not_depend_on_the_neighbours(tmp_path):
     alone = collate(9, 6)([rows[1]])
     assert all((both[k][1]==alone[k][0]).all() for k in both)
     assert (both['input_ids'][both['attention_mask']==0]==9).all()
+
+@pytest.mark.parametrize('row, why', [
+    (dict(), 'row 1 has input_ids None, expected a list of whole numbers'),
+    (dict(input_ids=[]), 'row 1 has no tokens'),
+    (dict(input_ids='a text'), "row 1 has input_ids 'a text', expected a list"),
+    (dict(input_ids=['a', 'text']), r"row 1 has input_ids \['a', 'text'\], expected a list"),
+    (dict(input_ids=[5, None]), 'row 1 has input_ids'),
+    (dict(input_ids=[5., 6.5]), 'row 1 has input_ids'),
+    (dict(input_ids=[[5, 6]]), 'row 1 has input_ids'),
+    (dict(input_ids=[[5], [6, 7]]), 'row 1 has input_ids'),
+    (dict(input_ids=torch.tensor([[5, 6]])), 'row 1 has input_ids'),
+    (dict(input_ids=7), 'row 1 has input_ids 7'),
+    (dict(input_ids=[5, -6], idx=None), 'row 1 has -6 in input_ids'),
+    (dict(input_ids=[5, 6], token_type_ids=[0, 0]), 'row 0 has token_type_ids None'),
+    (dict(input_ids=[5, 6], attention_mask=[1, 1]), 'row 0 has attention_mask None')])
+def test_a_row_of_nonsense_is_named_by_collate_and_before_it_is_kept(row, why):
+    from fsd.features import row_lengths
+    with pytest.raises(ValueError, match=why): collate(0)([dict(input_ids=[5, 6]), row])
+    with pytest.raises(ValueError, match=why): row_lengths([dict(input_ids=[5, 6]), row], 12)
+
+@pytest.mark.parametrize('row, why', [
+    (dict(attention_mask=[1]), 'row idx=9 has 1 values in attention_mask for 3 in input_ids'),
+    (dict(attention_mask=[1, 1, 2]), 'row idx=9 has 2 in attention_mask, expected 0 or 1'),
+    (dict(attention_mask=[0, 0, 0]), 'row idx=9 has a masked first token'),
+    (dict(attention_mask=[0, 1, 1]), 'row idx=9 has a masked first token; padding belongs at the end'),
+    (dict(token_type_ids=[0, 1]), 'row idx=9 has 2 values in token_type_ids for 3 in input_ids'),
+    (dict(token_type_ids=[0, 0, -1]), 'row idx=9 has -1 in token_type_ids'),
+    (dict(idx='first'), "row 0 has idx 'first', expected a whole number"),
+    (dict(labels='yes'), "row idx=9 has labels 'yes', expected a number"),
+    (dict(labels=[[0, 1]]), 'row idx=9 has labels'),
+    (dict(labels=[]), 'row idx=9 has labels'),
+    (dict(labels=float('inf')), 'row idx=9 has labels inf')])
+def test_columns_that_do_not_fit_are_named(row, why):
+    with pytest.raises(ValueError, match=why): collate(0)([dict(input_ids=[5, 6, 7], idx=9) | row])
+
+def test_a_dataset_is_checked_as_its_rows_are():
+    for column, why in (([[5, 6], None], 'row 1 has input_ids None'), ([[5], [6, None]], 'row 1 has input_ids'), ([[5], [-1]], 'row 1 has -1'), ([[5], []], 'row 1 has no tokens')):
+        with pytest.raises(ValueError, match=why): glue.tokens(hfd.Dataset.from_dict(dict(input_ids=column)))
+    with pytest.raises(ValueError, match='no input_ids, only text; tokenise them first'): glue.tokens(hfd.Dataset.from_dict(dict(text=['a'])))
+    with pytest.raises(ValueError, match='splits or columns, train'): glue.tokens(hfd.DatasetDict(train=hfd.Dataset.from_dict(dict(input_ids=[[5]]))))
+
+@pytest.mark.parametrize('name', ['labels', 'label', 'label_ids'])
+def test_labels_have_the_type_that_a_loss_expects_under_any_name(name):
+    def labels(*values): return collate(0)([{'input_ids':[5,6], name:v} for v in values]).get('labels')
+    for values in ([1,0], [True,False], [np.int8(1),np.bool_(False)], [torch.tensor(1),torch.tensor([0])], [[1],(0,)]): assert torch.equal(labels(*values), torch.tensor([1,0]))
+    for values in ([1.5,0.], [np.float64(1.5),0], [torch.tensor(1.5, dtype=torch.bfloat16),np.array([0.])]): assert torch.equal(labels(*values), torch.tensor([1.5,0.]))
+    for values in ([[1,0],[1,1]], [(True,False),np.array([1.,1.])], [torch.tensor([1,0]),torch.tensor([1.,1.])]): assert torch.equal(labels(*values), torch.tensor([[1.,0.],[1.,1.]]))
+    for values in ([None,None], [-1,-1], [-100,np.nan], [torch.tensor(-1),None]): assert labels(*values) is None
+    assert torch.equal(labels(-1.), torch.tensor([-1.])), 'a score may be below 0'
+    for values in ([1,None], [1,-1], [.5,float('nan')], [[1,0],None]):
+        with pytest.raises(ValueError, match='row 1 has .* which is none, beside rows that have one'): labels(*values)
+    with pytest.raises(ValueError, match='of another length'): labels([1,0], [1,0,0])
+
+def test_rows_padded_to_any_length_make_the_same_batch():
+    rows = [dict(input_ids=[5,6,7], token_type_ids=[0,0,1], attention_mask=[1,0,1], labels=1, idx=4), dict(input_ids=[8,9], token_type_ids=[0,1], attention_mask=[1,1], labels=0, idx=5)]
+    pad = lambda r, n: r | {k:r[k]+[v]*(n-len(r[k])) for k,v in dict(input_ids=1, token_type_ids=0, attention_mask=0).items()}
+    for length in (None, 3, 8):
+        a,b = collate(0, length)(rows),collate(0, length)([pad(r, 20) for r in rows])
+        assert a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+def test_a_length_that_cannot_be_cut_to_is_said(tmp_path, tiny_bert):
+    from transformers import AutoTokenizer
+    data = load('rte', write(tmp_path, 'rte'))
+    with pytest.raises(ValueError, match='max_length=2 is too short for rte'): tokenise(data, AutoTokenizer.from_pretrained(tiny_bert), 2)
+
+def test_a_home_is_found_and_an_empty_source_is_none(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write(tmp_path/'glue', 'rte')
+    monkeypatch.setenv('FSD_GLUE', '~/glue')
+    assert load('rte', '~/glue').fingerprint==load('rte').fingerprint and load('rte').source=='folder'
+    with pytest.raises(FileNotFoundError, match='is not a folder'): load('rte', '~nobody-of-this-name/glue')
+    for source in ('', ' ', None):
+        with pytest.raises(ValueError, match="a source is 'auto'"): load('rte', source)
