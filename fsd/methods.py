@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 import torch
 from torch import nn, Tensor
-from .settings import Knobs, unknown
+from .settings import Knobs, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers, unknown
 from .models import Features
 from .losses import ce, kd, mse_logits, intra, local
 from .memory import GlobalStructure
@@ -189,11 +189,18 @@ def find_method(name:str)->Method:
     if name not in methods: raise unknown('method', name, methods)
     return methods[name]
 
-def reads(method:str)->set[str]:
-    "Settings of losses that `method` looks at: what its terms are told, and the names in the formulas of their weights."
-    m = find_method(method)
+def reads(
+    method:str|Method,
+    knobs:Knobs|None=None, # Leave out what only terms read that weigh nothing under these
+)->set[str]:
+    "Settings that make a difference to a run of `method`, besides task, method, model, data and seed: of every training, of its terms and their weights, its schedule, its memory and its student."
+    m = find_method(method) if isinstance(method, str) else method
+    terms = [find_term(n) for n,f in m.weights.items() if knobs is None or weight(f, knobs)!=0]
     formulas = ' '.join(f for f in m.weights.values() if isinstance(f, str))
-    return {k for n in m.weights for k in find_term(n).knobs} | set(re.findall(r'[a-z]\w*', formulas)) | set(schedule_knobs if m.schedule else ())
+    own = {*re.findall(r'[a-z]\w*', formulas), *(k for t in terms for k in t.knobs), *(schedule_knobs if m.schedule else ())}
+    if any(t.memory for t in terms): own.update(of_memories)
+    if m.student=='inherited': own.update(of_inherited)
+    return {'student_model', *of_rows, *of_both, *of_teachers, *of_students} | own
 
 def weight(formula:str|Callable, knobs:Knobs)->float|Callable:
     "The number that a `formula` means under `knobs`; a weight over time stays a function."

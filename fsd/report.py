@@ -9,7 +9,7 @@ __all__ = ['task_order', 'made_up', 'results', 'belongs', 'outdated', 'comparabl
 # %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -21,7 +21,7 @@ from .glue import tasks
 from .kept import atomic, outputs
 from .methods import methods, reads
 from .runs import Run
-from .settings import Knobs, beside, resolve
+from .settings import beside, resolve
 
 # %% ../nbs/17_report.ipynb #5db4c9e9
 def made_up(
@@ -71,9 +71,11 @@ def belongs(
 # %% ../nbs/17_report.ipynb #944ad310
 def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
     "Where `settings.ini` now says something else for this task, model and method than the run was made with, of what the method reads."
-    s,usual = run.record['settings'],asdict(resolve(run.task, run.method, run.model))
-    unread = {f.name for f in fields(Knobs)}-reads(run.method) if run.method in methods else set()
-    return {k:(v, usual[k]) for k,v in s.items() if k in usual and k not in {*unread, *beside, *run.record['overrides'], 'padding', 'precision', 'max_length'} and v!=usual[k]}
+    s,now = run.record['settings'],resolve(run.task, run.method, run.model)
+    usual = asdict(now)
+    read = reads(run.method, now) if run.method in methods else set(usual)-beside-{'task','method'}
+    looked = read-{*run.record['overrides'], 'padding', 'precision'} # these two are what a reproduction is chosen by
+    return {k:(v, usual[k]) for k,v in s.items() if k in looked and v!=usual[k]}
 
 # %% ../nbs/17_report.ipynb #97f32244
 def comparable(

@@ -29,7 +29,7 @@ from .glue import load, tasks as glue_tasks
 from .kept import fingerprint, outputs
 from .methods import find_method, methods as known_methods, reads
 from .models import bert_base, find_model, model_name, packaged
-from .settings import beside, resolve, task_names, unknown
+from .settings import allowed, beside, of_both, of_rows, of_teachers, parse, resolve, setting, task_names, unknown
 
 # %% ../nbs/19_sweep.ipynb #f52f5a07
 @dataclass(frozen=True)
@@ -156,13 +156,25 @@ def _names(words:str|tuple|list|None, valid, what:str)->tuple|None:
         if w not in valid: raise unknown(what, w, valid)
     return found
 
+_share = setting("share of the training set that chooses", above=0, high=.9)
+_pace = setting("for the estimate", above=0)
+_count = setting("how many, for stages with more than one", low=1)
+
+def _seeds(seeds:int|str|tuple|list|None)->tuple|None:
+    "So many, or these: a number, or a list, which may be text with commas or spaces."
+    if seeds is None: return None
+    if isinstance(seeds, str) and len(words := seeds.replace(',', ' ').split())>1: seeds = words
+    if isinstance(seeds, str) or not hasattr(seeds, '__iter__'): return tuple(range(allowed('seeds', int, seeds, _count)))
+    if not (found := tuple(parse('seeds', int, o) for o in seeds)): raise ValueError(f"seeds={seeds!r} names none; leave it out for the preset's own")
+    return found
+
 class Sweep:
     "A plan, and what has become of it so far."
     def __init__(self,
         preset:str|Preset='demo',     # A key of `presets`, or a plan of one's own
         tasks:str|list|None=None,     # Only these
         methods:str|list|None=None,   # Only these, and what they start from
-        seeds:int|list|None=None,     # For stages with more than one seed: so many, or these
+        seeds:int|str|list|None=None, # For stages with more than one seed: so many, or these
         choose:str|None=None,         # Winners by the 'dev' set, as in the paper, or by a 'holdout' of the training set; the preset's own way if None
         holdout:float|None=None,      # Share of the training set, where that chooses; the preset's own if None
         storage:str|None=None,        # Optuna database URL for several machines; a file under `outputs()/sweeps` if None
@@ -171,14 +183,19 @@ class Sweep:
     ):
         self.name = preset if isinstance(preset, str) else 'own'
         self.preset = p = find_preset(preset) if isinstance(preset, str) else preset
-        choose,holdout = choose or p.choose, p.holdout if holdout is None else holdout
+        choose = choose or p.choose
         if choose not in ('dev','holdout'): raise unknown('choose', choose, ('dev','holdout'))
+        if holdout is not None and choose=='dev': raise ValueError(f"holdout={holdout} is for choose='holdout'; here the dev set chooses")
+        if choose=='holdout': holdout = allowed('holdout', float, p.holdout if holdout is None else holdout, _share)
+        seconds_per_step = allowed('seconds_per_step', float|None, seconds_per_step, _pace)
+        for name in ('task','method','seed'):
+            if name in params: raise ValueError(f"{name}={params[name]!r}: a sweep takes {name}s")
         if storage and storage.startswith('sqlite'): raise ValueError(f"storage={storage!r}: under SQLite two processes may claim the same run; leave storage out for a file, or give the URL of a database server")
-        self.choose,self.holdout,self.storage,self.seconds_per_step = choose,holdout,storage,seconds_per_step
+        self.choose,self.holdout,self.storage,self.seconds_per_step = choose,holdout or 0.,storage,seconds_per_step
         self.tasks = _names(tasks, task_names, 'task') or p.tasks
         for s in p.stages: find_method(s.method)
         chosen = _names(methods, known_methods, 'method')
-        seeds = tuple(range(seeds)) if isinstance(seeds, int) else seeds and tuple(seeds)
+        seeds = _seeds(seeds)
         if chosen and (lost := set(chosen)-{s.method for s in p.stages}): raise ValueError(f"{', '.join(sorted(lost))}: not in this preset, which has {', '.join(dict.fromkeys(s.method for s in p.stages))}")
         needed = {s.name for s in p.stages if not chosen or s.method in chosen}
         for s in reversed(p.stages): needed |= set(s.start) if s.name in needed else set()
@@ -216,9 +233,9 @@ class Sweep:
 
 # %% ../nbs/19_sweep.ipynb #fba0b65f
 def steps(settings, examples:int, epochs:int)->int:
-    "Optimizer steps of a training, as the trainer counts them."
+    "Optimizer steps of a training, as the trainer counts them; `max_steps` ends it earlier, and never later."
     n = min(examples, settings.train_examples or examples)
-    if share := getattr(settings, 'holdout', 0): n -= max(1, round(n*share))
+    if settings.holdout: n -= max(1, round(n*settings.holdout))
     each = math.ceil(math.ceil(n/settings.batch_size)/settings.accumulate)
     return min(each*epochs, settings.max_steps or each*epochs)
 
@@ -233,10 +250,14 @@ def student_steps(self:Sweep, r:Planned)->int:
     return steps(r.settings, self.sizes[r.task], r.settings.epochs)
 
 @patch
+def teachers(self:Sweep, rs:list)->list[Planned]:
+    "One of the runs `rs` for each teacher that they need; those that agree in all that determines a teacher share it."
+    return list({(r.task, *(getattr(r.settings, k) for k in (*of_rows, *of_both, *of_teachers))):r for r in reversed(rs)}.values())[::-1]
+
+@patch
 def teacher_steps(self:Sweep, rs:list)->int:
-    "Optimizer steps of the teachers that the runs `rs` need, each counted once."
-    def teacher(r): return r.task, *(getattr(r.settings,k,0) for k in ('teacher_epochs','teacher_lr','teacher_seed','batch_size','precision','max_length','holdout'))
-    return sum(steps(r.settings, self.sizes[r.task], r.settings.teacher_epochs) for r in {teacher(r):r for r in rs}.values())
+    "Optimizer steps of the teachers that the runs `rs` need."
+    return sum(steps(r.settings, self.sizes[r.task], r.settings.teacher_epochs) for r in self.teachers(rs))
 
 @patch(as_prop=True)
 def sizes(self:Sweep)->dict:
@@ -289,7 +310,7 @@ def costs(self:Sweep)->pd.DataFrame:
         rows[s.name] = dict(method=s.method, trainings=len(rs), steps=sum(map(self.student_steps, rs)), seconds=self.seconds(rs))
     n,paces = self.teacher_steps(plan),self.paces()
     pace = paces.get((None,'nods'), paces.get((None,None))) # a teacher learns from the labels, as nods does
-    rows['teachers'] = dict(method='', trainings=len(self.tasks), steps=n, seconds=pace and n*pace)
+    rows['teachers'] = dict(method='', trainings=len(self.teachers(plan)), steps=n, seconds=pace and n*pace)
     f = pd.DataFrame(rows).T
     f.loc['all'] = ['', f.trainings.sum(), f.steps.sum(), None if f.seconds.isna().any() else f.seconds.sum()]
     return f

@@ -1,5 +1,7 @@
 """The notebooks as commands, the wrong commands, and every task once."""
 import ast, subprocess, sys
+from inspect import signature
+from typing import get_args, get_type_hints
 import nbformat, numpy as np, papermill, pytest
 from conftest import root
 from papermill.parameterize import parameterize_notebook
@@ -8,6 +10,9 @@ from fsd import runs
 from fsd.experiment import Experiment
 from fsd.glue import load, tasks
 from fsd.settings import Settings
+from fsd.squad import SquadSettings
+from fsd.sweep import Sweep
+from fsd.wid import CompressionSettings
 
 notebooks = root/'nbs'
 fields = set(Settings.__dataclass_fields__)
@@ -55,10 +60,22 @@ def test_defaults_of_the_commands_are_right():
         given = {k:ast.literal_eval(p['default']) for k,p in parameters(name).items() if p['default']!='None'}
         assert given.items() <= dict(task='wnli', method='fsd').items()
 
-def test_help_shows_every_parameter():
+def test_help_shows_every_parameter_with_its_type():
     done = command('--help-notebook', notebooks/'distill.ipynb')
     assert done.returncode==0
-    for name,p in parameters('distill').items(): assert f'  {name}: ' in done.stdout and p['help'] in done.stdout
+    for name,p in parameters('distill').items(): assert f"  {name}: {p['inferred_type_name']} (" in done.stdout and p['help'] in done.stdout
+
+@pytest.mark.parametrize('name, cls', dict(distill=Settings, teacher=Settings, squad=SquadSettings, wid=CompressionSettings).items())
+def test_types_of_parameters_are_those_of_the_settings(name, cls):
+    kinds = get_type_hints(cls)
+    def words(kind): return next((o for o in get_args(kind) if o is not type(None)), kind).__name__
+    assert {k:p['inferred_type_name'] for k,p in parameters(name).items()}=={k:words(kinds[k]) for k in parameters(name)}
+
+def test_types_of_a_sweeps_parameters_are_there():
+    own,kinds = parameters('sweep'),get_type_hints(Settings)
+    assert set(own)-set(signature(Sweep).parameters)-fields=={'dry'}
+    assert all(p['inferred_type_name'] in ('str','int','float','bool') for p in own.values())
+    assert all(own[k]['inferred_type_name']==words.__name__ for k,words in kinds.items() if k in own and isinstance(words, type))
 
 # ---------------------------------------------------------------- wrong commands
 
@@ -83,13 +100,26 @@ def checked(name, params):
 
 wrong = {
     "unknown task 'rtee'; did you mean 'rte'?": dict(task='rtee'),
+    "unknown task 'SST-2'; did you mean 'sst2'?": dict(task='SST-2'),
     "unknown method 'fds'; did you mean 'fsd'?": dict(method='fds'),
+    "unknown method 'FSD'; did you mean 'fsd'?": dict(method='FSD'),
     "unknown parameter 'gama_i'; did you mean 'gamma_i'?": dict(gama_i=1),
     "temperature=0.0 must be above 0": dict(temperature=0),
     "gamma_l=-1.0 must be at least 0": dict(gamma_l=-1),
     "alpha=1.5 must be at most 1": dict(alpha=1.5),
     "lr='fast' is not a number": dict(lr='fast'),
     "beta=nan must be finite": dict(beta=float('nan')),
+    "beta=1e+300 must be at most 1000000.0": dict(beta=1e300),
+    "temperature=1e-300 must be at least 0.01": dict(temperature=1e-300),
+    "debiased='maybe' is not yes or no": dict(debiased='maybe'),
+    "data='' is not text": dict(data=''),
+    "seed=8589934592 must be at most 4294967295": dict(seed=2**33),
+    "teacher_seed=8589934592 must be at most 4294967295": dict(teacher_seed=2**33),
+    "batch_size=1000000000000 must be at most 2147483647": dict(batch_size=10**12),
+    "max_length=2 must be at least 3": dict(max_length=2),
+    "warmup=1.0 must be below 1": dict(warmup=1.),
+    "memory_size=3 is too small for debiased CKA, which takes 4": dict(memory_size=3, debiased=True),
+    "holdout=0.5 leaves no training example": dict(holdout=.5, train_examples=1, method='vkd'),
     "memory_size=49 is more than the 48 training examples": dict(memory_size=49),
     "max_length=65 is longer than the model's 64 positions": dict(max_length=65),
     "student_layers=5 cannot be cut from a model of 4 blocks": dict(student_layers=5),
