@@ -25,11 +25,8 @@ from .trainer import DistillationConfig, DistillationTrainer
 from .wid import Inheritance, check_shares, wid_config
 
 # %% ../nbs/15_experiment.ipynb #388fdbec
-_optimisation = 'batch_size accumulate weight_decay adam_epsilon max_grad_norm warmup precision max_length max_steps train_examples'.split()
-_of_teachers = 'teacher_epochs teacher_lr teacher_seed'.split()
-_of_students = 'epochs lr student_layers student_init'.split()
-_of_inherited = 'student_width wid_strategy wid_penalty wid_strength wid_ramp wid_fade wid_lr_scale'.split()
-_of_memories = 'memory_size memory_procedure memory_budget'.split()
+from .methods import reads
+from .settings import of_both, of_inherited, of_memories, of_students, of_teachers
 
 class Experiment:
     "One run of `distill.ipynb`: its steps are attributes, computed or found when first looked at."
@@ -75,11 +72,10 @@ class Experiment:
     @property
     def reads(self)->set:
         "Settings that make a difference: a run is named after those, changed by hand, and after no others."
-        formulas = ' '.join(f for f in self.method.weights.values() if isinstance(f, str))
-        return {'partial', 'student_model', 'holdout', *_optimisation, *_of_teachers, *_of_students, *re.findall(r'[a-z]\w*', formulas), *self._knobs, *(_of_memories if self.needs_memory else ())}
+        return reads(self.method, self.settings)
     @property
     def _knobs(self)->set:
-        return {k for n in self.weights for k in find_term(n).knobs} | set(schedule_knobs if self.method.schedule else ()) | set(_of_inherited if self.inherits else ())
+        return {k for n in self.weights for k in find_term(n).knobs} | set(schedule_knobs if self.method.schedule else ()) | set(of_inherited if self.inherits else ())
     @property
     def _available(self)->int: return min(len(self.data.splits['train']), self.settings.train_examples or 10**9)
     @property
@@ -155,7 +151,7 @@ def _about_teachers(self:Experiment)->dict:
     "All that determines the teacher."
     s = self.settings
     return dict(task=s.task, data=self.data.fingerprint, model=_weights_of(self.source), **self._about_rows(),
-                **{k:getattr(s,k) for k in [*_optimisation, *_of_teachers]})
+                **{k:getattr(s,k) for k in [*of_both, *of_teachers]})
 
 @patch(as_prop=True)
 def penultimate(self:Experiment)->int: return self.config.num_hidden_layers-1
@@ -165,7 +161,7 @@ def _about_memories(self:Experiment)->dict:
     "All that determines the memory."
     s = self.settings
     return dict(teacher=self._about_teachers(), layer=self.penultimate, padding=s.padding, max_length=s.max_length, precision=s.precision,
-                seed=s.teacher_seed, **{k:getattr(s,k) for k in _of_memories})
+                seed=s.teacher_seed, **{k:getattr(s,k) for k in of_memories})
 
 # %% ../nbs/15_experiment.ipynb #9c628b84
 def code_of(f)->str:
@@ -184,7 +180,7 @@ def _own_terms(self:Experiment)->dict:
 def _about_students(self:Experiment)->dict:
     "All that determines the student."
     s = self.settings
-    names = {'task','seed', *_of_students, *_optimisation, *self._knobs}
+    names = {'task','seed', *of_students, *of_both, *self._knobs}
     return dict(data=self.data.fingerprint, **self._about_rows(), student=_weights_of(self.student_source), settings={k:getattr(s,k) for k in sorted(names)},
                 terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()}, **self._own_terms(), **({'schedule':self.method.schedule} if self.method.schedule else {}),
                 teacher=self._about_teachers() if self.needs_teacher or s.student_init=='teacher' else None,

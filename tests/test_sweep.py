@@ -90,7 +90,9 @@ def test_what_was_wrong_is_said_before_any_work(outputs):
     for wrong,words in [(dict(preset='papre'), "unknown preset 'papre'; did you mean 'paper'?"), (dict(preset='cpu', tasks='wnil'), "unknown task 'wnil'; did you mean 'wnli'?"),
                         (dict(preset='cpu', methods=['vdk']), "unknown method 'vdk'; did you mean 'vkd'?"), (dict(preset='cpu', lrr=1), "unknown parameter 'lrr'; did you mean 'lr'?"),
                         (dict(preset='cpu', choose='test'), "unknown choose 'test'"), (dict(preset='cpu', temperature=0), 'temperature=0.0 must be above 0'),
-                        (dict(preset='cpu', storage='sqlite:///a.db'), 'two processes may claim the same run')]:
+                        (dict(preset='cpu', storage='sqlite:///a.db'), 'two processes may claim the same run'), (dict(preset='cpu', seeds=0), 'seeds=0 must be at least 1'),
+                        (dict(preset='cpu', seeds=2.5), 'seeds=2.5 is not a whole number'), (dict(preset='cpu', seed=3), 'seed=3: a sweep takes seeds'),
+                        (dict(preset='cpu', holdout=.2), "holdout=0.2 is for choose='holdout'"), (dict(preset='settings', holdout=0), 'holdout=0.0 must be above 0')]:
         with pytest.raises(ValueError) as e: Sweep(**wrong)
         assert words in str(e.value)
     with pytest.raises(ValueError, match="unknown method 'fds'"): Sweep(Preset('', ('rte',), (Stage('a', 'fds'),)))
@@ -124,6 +126,15 @@ def test_the_numbers_of_the_paper_plan(outputs):
     assert Sweep('paper', tasks='mnli').costs().seconds.isna().all(), 'nothing to go by, no estimate'
     assert Sweep('paper', tasks='mnli', methods='fsd_i').costs().index.tolist()==['vkd grid', 'fsd_i grid', 'fsd_i seeds', 'teachers', 'all']
     assert not outputs.exists()
+
+def test_a_teacher_is_counted_once_for_each_setting_that_makes_another(outputs):
+    def n(**grid): return Sweep(Preset('', ('mrpc',), (Stage('a', 'vkd', grid),))).costs().loc['teachers',['trainings','steps']].tolist()
+    steps_of = lambda **o: steps(resolve('mrpc', 'vkd', **o), tasks['mrpc'].sizes['train'], 3)
+    assert n(lr=(1e-5,2e-5), alpha=(.2,.5))==[1, steps_of()]
+    for k,v in dict(accumulate=(1,2), weight_decay=(0.,.1), warmup=(0.,.1), max_grad_norm=(.5,1.), train_examples=(64,96), max_steps=(4,10**6), adam_epsilon=(1e-8,1e-6)).items():
+        assert n(**{k:v})==[2, sum(steps_of(**{k:o}) for o in v)], k
+    assert steps_of(max_steps=10**6)==steps_of()
+    assert Sweep('batch').costs().trainings['teachers']==4
 
 def test_seeds_replace_only_repetitions(outputs):
     found = Counter(r.stage for r in Sweep('paper', tasks='rte', methods='vkd', seeds=2).plan())
