@@ -6,24 +6,25 @@
 __all__ = ['Experiment', 'once', 'code_of', 'Probe', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
 # %% ../nbs/15_experiment.ipynb #5ee5a58e
-import os, re, shutil, time
+import math, os, re, shutil, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, TrainerCallback
+from transformers import TrainerCallback
 from . import analysis, runs
-from .features import KeptTeacher, LiveTeacher, keep_features
+from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .glue import collate, load, scores, tokenise
-from .kept import fingerprint, kept, outputs, read_json, shown, write_json
+from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .memory import kmeans, released_memory
 from .methods import Objective, Pair, find_method, find_term, schedule_knobs, weight
-from .models import depth, find_model, forward, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, quiet
-from .runs import find_device, peak_memory
+from .models import check_words, depth, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half
+from .models import model_fingerprint, model_name, positions, quiet, random_features, sketch
+from .runs import find_device, peak_memory, processes
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
-from .wid import Inheritance, check_shares, wid_config
+from .wid import Inheritance, wid_config
 
 # %% ../nbs/15_experiment.ipynb #388fdbec
 _optimisation = 'batch_size accumulate weight_decay adam_epsilon max_grad_norm warmup precision max_length max_steps train_examples'.split()
@@ -40,35 +41,22 @@ class Experiment:
         task:str='wnli',    # GLUE task
         method:str='fsd',   # Distillation method
         **params):          # Any other field of `Settings`
-        if int(os.environ.get('WORLD_SIZE', 1))>1: raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: an experiment runs in one process; start one per GPU for different seeds or tasks, or use DistillationTrainer")
-        self.method = find_method(method)
-        asked = resolve(task, method, **params)
-        self.device = find_device(asked.device)
-        self.source = find_model(asked.model)
+        if processes()>1: raise ValueError(f"WORLD_SIZE={processes()}: an experiment runs in one process; start one per GPU for different seeds or tasks, or use DistillationTrainer")
+        self.seconds,self.found,self.method = {},{},find_method(method)
+        self.source = find_model(resolve(task, method, **params).model)
         self.name = model_name(self.source)
         s = self.settings = resolve(task, method, self.name, **params)
+        self.device = find_device(s.device)
         self.student_source = find_model(s.student_model) if s.student_model else self.source
-        if s.student_model and load_tokenizer(self.student_source).get_vocab()!=load_tokenizer(self.source).get_vocab():
-            raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; teacher and student read the same tokens")
+        self.config,self.student_config = load_config(self.source),load_config(self.student_source)
         self.data = load(task, s.data, s.partial)
         self.task = self.data.task
-        self.config,self.student_config = AutoConfig.from_pretrained(self.source), AutoConfig.from_pretrained(self.student_source)
-        check_fit(s, self.config.max_position_embeddings, self.student_config.num_hidden_layers, self.config.num_hidden_layers,
-                  self.learned, self.needs_memory)
-        if self.inherits:
-            for name in ('student_layers','student_model'):
-                if getattr(s, name): raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights is the teacher made narrower; see student_width")
-            wid_config(self.config, s.student_width, s.wid_strategy)
-            check_shares(s.wid_ramp, s.wid_fade)
-        elif s.student_width: raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; {method!r} cuts lower blocks, see student_layers")
-        blank = torch.zeros(1, 1, self.config.hidden_size) # for the memory, which is not there yet
-        self.needs_t = Objective(self.method, self.pair(blank)).needs_t # of the teacher, besides logits; a term that cannot be built says so here
+        self.check()
         changed = overrides(s, self.name) | ({'student_model':model_name(self.student_source)} if s.student_model else {})
         self.overrides = {k:v for k,v in changed.items() if k in self.reads}
         self.partial = self.data.source!='demo' and not self.data.complete
         self.kind = runs.kind_of(s, dict(source=self.data.source, partial=self.partial))
         self.folder = runs.folder_of(s, self.name, self.kind, self.overrides)
-        self.seconds,self.found = {},{}
 
     @property
     def weights(self)->dict:
@@ -100,10 +88,6 @@ class Experiment:
     def inherits(self)->bool: return self.method.student=='inherited'
     @property
     def student_depth(self)->int: return self.config.num_hidden_layers if self.inherits else self.settings.student_layers or self.student_config.num_hidden_layers//2
-    def pair(self, memory:torch.Tensor)->Pair:
-        "What the method's terms are told of student and teacher."
-        return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
-                    self.task.regression, memory, self.settings.seed, self.config.hidden_size)
     @property
     def needs_memory(self)->bool: return any(find_term(n).memory for n in self.weights)
     @property
@@ -119,6 +103,81 @@ def once(f):
         if f.__name__ not in self.found: self.found[f.__name__] = f(self)
         return self.found[f.__name__]
     return inner
+
+# %% ../nbs/15_experiment.ipynb #cff41ac6
+@patch
+def _check_choices(self:Experiment):
+    s = self.settings
+    for name in ('student_layers','student_model'):
+        if self.inherits and getattr(s, name):
+            raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights is the teacher made narrower; see student_width")
+    if s.student_width and not self.inherits:
+        raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; {s.method!r} cuts lower blocks, see student_layers")
+    if s.student_model and s.student_init=='teacher':
+        raise ValueError(f"student_init='teacher' cuts the student from the teacher; leave student_model={s.student_model!r} out")
+
+# %% ../nbs/15_experiment.ipynb #020d75c5
+@patch(as_prop=True)
+@once
+def tokenizer(self:Experiment): return load_tokenizer(self.source)
+
+@patch
+def _check_text(self:Experiment, *models):
+    "The tokenizer and `max_length` against the models that read rows."
+    s,several = self.settings,len(self.task.sentences)>1
+    if s.student_model and load_tokenizer(self.student_source).get_vocab()!=self.tokenizer.get_vocab():
+        raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; teacher and student read the same tokens")
+    for name,m in zip((self.name, model_name(self.student_source)), models):
+        check_words(self.tokenizer, m.config, name)
+        if s.max_length>positions(m): raise ValueError(f"max_length={s.max_length} is longer than the {positions(m)} positions of {name}")
+        if several and 'token_type_ids' in self.tokenizer.model_input_names and getattr(m.config, 'type_vocab_size', 2)<2:
+            raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
+    special = self.tokenizer.num_special_tokens_to_add(several)
+    if s.max_length<=special: raise ValueError(f"max_length={s.max_length} leaves no room for words: {special} tokens of a row of {s.task} are special")
+
+# %% ../nbs/15_experiment.ipynb #571b7b40
+@patch
+def pair(self:Experiment, memory:torch.Tensor)->Pair:
+    "What the method's terms are told of student and teacher."
+    return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
+                self.task.regression, memory, self.settings.seed, self.config.hidden_size)
+
+@patch
+def _rehearse(self:Experiment, teacher, student)->Objective:
+    "The objective, after each of its terms has given a number for a batch of random features."
+    s,shape,rng = self.settings,dict(rows=min(4, self.settings.batch_size), length=min(16, self.settings.max_length)),torch.Generator().manual_seed(0)
+    memory = torch.randn(min(8, s.memory_size), shape['length'], self.config.hidden_size, generator=rng) # the real one is not there yet
+    objective = Objective(self.method, self.pair(memory))
+    f_s,f_t = random_features(student, objective.needs_s, **shape),random_features(teacher, objective.needs_t, **shape, seed=1)
+    labels = torch.arange(shape['rows'])%max(2, self.task.num_labels)
+    for name,term in objective.terms.items():
+        try: value = term(f_s, f_t if objective.uses_teacher else None, labels.float() if self.task.regression else labels)
+        except Exception as e: raise ValueError(f'{name!r} cannot compare this student with its teacher: {e if isinstance(e, ValueError) else repr(e)}') from e
+        if getattr(value, 'shape', None)!=(): raise ValueError(f"{name!r} gives {getattr(value, 'shape', value)!r} for a batch, where a loss is one number")
+    return objective
+
+# %% ../nbs/15_experiment.ipynb #7490161a
+@patch
+def _cut(self:Experiment, whole)->torch.nn.Module|Inheritance:
+    "What is made of the model `whole` before it learns: lower blocks, or all of it and how it is to shrink."
+    s,layers = self.settings,self.student_depth
+    if self.inherits:
+        return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength, s.wid_ramp, s.wid_fade, lr_scale=s.wid_lr_scale)
+    return whole if layers==depth(whole) else lower_half(whole, layers, s.seed)
+
+@patch
+def check(self:Experiment):
+    "Raise a `ValueError` for whatever would end the run after its teacher was trained."
+    s = self.settings
+    self._check_choices()
+    teacher = sketch(self.config, s.task)
+    whole = sketch(self.student_config, s.task) if s.student_model else teacher
+    check_fit(s, positions(teacher), depth(whole), depth(teacher), self.learned, self.needs_memory)
+    self._check_text(*dict.fromkeys((teacher, whole)))
+    with torch.device('meta'): student = self._cut(whole)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        self.needs_t = self._rehearse(teacher, student.model if self.inherits else student).needs_t # of the teacher, besides logits
+    if s.student_model: load_teacher(self.student_source, s.task) # is it whole?
 
 # %% ../nbs/15_experiment.ipynb #6b2a52af
 def _weigh(w)->str: return 'a schedule' if callable(w) else f'{w:g}'
@@ -215,13 +274,10 @@ def done(self:Experiment)->runs.Run|None:
 # %% ../nbs/15_experiment.ipynb #ae750adc
 @patch(as_prop=True)
 @once
-def tokenizer(self:Experiment): return load_tokenizer(self.source)
-
-@patch(as_prop=True)
-@once
 def rows(self:Experiment)->dict:
     "Token ids of every split; of `train` only the first `train_examples`, if that is set, and `holdout` is a part taken out of it by chance."
     rows,n = tokenise(self.data, self.tokenizer, self.settings.max_length),self.settings.train_examples
+    for ds in rows.values(): row_lengths(ds, self.settings.max_length) # a tokenizer that does not cut is found out here
     if n: rows['train'] = rows['train'].select(range(min(n, len(rows['train']))))
     if self.held: # the same for all methods and seeds, as the teacher must not have learned it either
         order = np.random.default_rng(self.settings.teacher_seed).permutation(len(rows['train']))
@@ -272,11 +328,18 @@ def _probe(self:Experiment, size:int=32)->Probe:
 
 # %% ../nbs/15_experiment.ipynb #caac9f15
 @patch
+def _max_steps(self:Experiment, epochs:int)->int:
+    "For the trainer: fewer optimizer steps than `epochs` have, or -1. Its own `max_steps` would repeat epochs to reach more."
+    s = self.settings
+    all_of_them = math.ceil(math.ceil(self.learned/s.batch_size)/s.accumulate)*epochs
+    return s.max_steps if s.max_steps and s.max_steps<all_of_them else -1
+
+@patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, teacher=None, memory=None):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`; meanwhile its checkpoints lie under the name that `kind` will have."
     s,start,checkpoints = self.settings,time.time(),outputs()/'checkpoints'/f'{kind}-{self.place(kind).name}'
     same = [f.name for f in fields(Knobs)] + ['weight_decay','adam_epsilon','max_grad_norm']
-    args = DistillationConfig(output_dir=str(checkpoints), **{k:getattr(s,k) for k in same}, seed=seed, max_steps=s.max_steps or -1, num_train_epochs=epochs, learning_rate=lr, warmup_steps=s.warmup, lr_scheduler_type='linear',
+    args = DistillationConfig(output_dir=str(checkpoints), **{k:getattr(s,k) for k in same}, seed=seed, max_steps=self._max_steps(epochs), num_train_epochs=epochs, learning_rate=lr, warmup_steps=s.warmup, lr_scheduler_type='linear',
         per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.eval_batch_size, gradient_accumulation_steps=s.accumulate,
         bf16=s.precision=='bf16', use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', eval_strategy='epoch', save_steps=s.checkpoint_every, logging_steps=s.log_every, report_to='none')
     shrinking = model if isinstance(model, Inheritance) else None
@@ -301,6 +364,20 @@ def _epochs(self:Experiment, log:list)->list[dict]:
             if found: by_epoch.setdefault(l['epoch'], {})[split] = found
     return [dict(epoch=e, scores=v) for e,v in by_epoch.items()]
 
+# %% ../nbs/15_experiment.ipynb #30c2ab1e
+@patch(as_prop=True)
+def runs_live(self:Experiment)->bool:
+    "Whether the teacher runs in every step of the student's training, as asked for or as its attention is too large to keep."
+    return self.settings.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in self.needs_t)
+
+@patch
+def _check_space(self:Experiment):
+    "An `OSError` if the disk cannot hold the features that a teacher will leave when it is trained."
+    s,lengths = self.settings,row_lengths(self.rows['train'], self.settings.max_length)
+    layers = {l for k,l in self.needs_t if k=='hidden' and not self.runs_live} | ({self.penultimate} if self.needs_memory else set())
+    plan = planned(np.full_like(lengths, s.max_length) if s.padding=='paper' else lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
+    if layers: need_space(outputs(), planned_bytes(plan))
+
 # %% ../nbs/15_experiment.ipynb #5532b2bf
 @patch
 def _kept(self:Experiment, kind:str, build)->Path:
@@ -319,7 +396,9 @@ def _kept(self:Experiment, kind:str, build)->Path:
 def teacher_folder(self:Experiment)->Path:
     "The fine-tuned teacher, an ordinary checkpoint of transformers; a fine-tuning that was killed goes on from its last checkpoint."
     s = self.settings
-    def build(folder): self._train(folder, 'teachers', load_teacher(self.source, s.task, s.teacher_seed), 'nods', s.teacher_epochs, s.teacher_lr, s.teacher_seed)
+    def build(folder):
+        self._check_space()
+        self._train(folder, 'teachers', load_teacher(self.source, s.task, s.teacher_seed), 'nods', s.teacher_epochs, s.teacher_lr, s.teacher_seed)
     return self._kept('teachers', build)
 
 @patch(as_prop=True)
@@ -372,7 +451,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
     "What the teacher says about each training example: kept, or live; `None` where the method does not ask."
     if not self.needs_teacher: return None
     s,needs,start = self.settings,self.needs_t,time.time()
-    if s.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in needs):
+    if self.runs_live:
         print('features: the teacher runs in every step', flush=True)
         return LiveTeacher(self.teacher, needs, s.padding, precision=s.precision)
     found = self._keep(needs)
@@ -415,16 +494,9 @@ def prepare(self:Experiment):
 # %% ../nbs/15_experiment.ipynb #8f11bfe4
 @patch
 def new_student(self:Experiment)->torch.nn.Module|Inheritance:
-    "The student before it has learned anything: lower blocks, or the whole model and how it is to shrink."
-    s,layers = self.settings,self.student_depth
-    if self.inherits:
-        whole = self.teacher if s.student_init=='teacher' else load_teacher(self.source, s.task, s.seed)
-        return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength, s.wid_ramp, s.wid_fade, lr_scale=s.wid_lr_scale)
-    if s.student_init=='teacher':
-        if s.student_model: raise ValueError(f"student_init='teacher' cuts the student from the teacher; leave student_model={s.student_model!r} out")
-        return lower_half(self.teacher, layers, s.seed)
-    whole = load_teacher(self.student_source, s.task, s.seed)
-    return whole if layers==depth(whole) else lower_half(whole, layers, s.seed)
+    "The student before it has learned anything: cut from the pre-trained model, or from the fine-tuned teacher."
+    s = self.settings
+    return self._cut(self.teacher if s.student_init=='teacher' else load_teacher(self.student_source, s.task, s.seed))
 
 @patch(as_prop=True)
 @once

@@ -179,7 +179,7 @@ def load_tokenizer(model:str|Path):
     path = check_vocabulary(_folder(model))
     try: tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as e: raise ValueError(f'the tokenizer in {path} cannot be read: {_brief(e)}') from None
-    if not set(tokenizer.get_vocab())-set(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')
+    if len(tokenizer)<=len(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')
     return tokenizer
 
 def check_words(
