@@ -42,7 +42,7 @@ class Experiment:
         method:str='fsd',   # Distillation method
         **params):          # Any other field of `Settings`
         if processes()>1: raise ValueError(f"WORLD_SIZE={processes()}: an experiment runs in one process; start one per GPU for different seeds or tasks, or use DistillationTrainer")
-        self.seconds,self.found,self.method = {},{},find_method(method)
+        self.seconds,self.found,self.method,self.outputs = {},{},find_method(method),outputs()
         self.source = find_model(resolve(task, method, **params).model)
         self.name = model_name(self.source)
         s = self.settings = resolve(task, method, self.name, **params)
@@ -262,7 +262,7 @@ def place(self:Experiment, kind:str)->Path:
     "Where the `teachers`, `memories` or `students` of this experiment lie, made or not."
     s = self.settings
     label = [f'{s.method}-s{s.seed}'] if kind=='students' else []
-    return outputs()/kind/'-'.join([s.task, self.name, *label, fingerprint(**self.determined_by(kind))])
+    return self.outputs/kind/'-'.join([s.task, self.name, *label, fingerprint(**self.determined_by(kind))])
 
 @patch
 def done(self:Experiment)->runs.Run|None:
@@ -337,7 +337,7 @@ def _max_steps(self:Experiment, epochs:int)->int:
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, teacher=None, memory=None):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`; meanwhile its checkpoints lie under the name that `kind` will have."
-    s,start,checkpoints = self.settings,time.time(),outputs()/'checkpoints'/f'{kind}-{self.place(kind).name}'
+    s,start,checkpoints = self.settings,time.time(),self.outputs/'checkpoints'/f'{kind}-{self.place(kind).name}'
     same = [f.name for f in fields(Knobs)] + ['weight_decay','adam_epsilon','max_grad_norm']
     args = DistillationConfig(output_dir=str(checkpoints), **{k:getattr(s,k) for k in same}, seed=seed, max_steps=self._max_steps(epochs), num_train_epochs=epochs, learning_rate=lr, warmup_steps=s.warmup, lr_scheduler_type='linear',
         per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.eval_batch_size, gradient_accumulation_steps=s.accumulate,
@@ -376,7 +376,7 @@ def _check_space(self:Experiment):
     s,lengths = self.settings,row_lengths(self.rows['train'], self.settings.max_length)
     layers = {l for k,l in self.needs_t if k=='hidden' and not self.runs_live} | ({self.penultimate} if self.needs_memory else set())
     plan = planned(np.full_like(lengths, s.max_length) if s.padding=='paper' else lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
-    if layers: need_space(outputs(), planned_bytes(plan))
+    if layers: need_space(self.outputs, planned_bytes(plan))
 
 # %% ../nbs/15_experiment.ipynb #5532b2bf
 @patch
@@ -462,7 +462,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
 @patch
 def _keep(self:Experiment, needs:frozenset)->KeptTeacher:
     s = self.settings
-    return keep_features(self.teacher, self.rows['train'], needs, outputs()/'features', padding=s.padding, max_length=s.max_length,
+    return keep_features(self.teacher, self.rows['train'], needs, self.outputs/'features', padding=s.padding, max_length=s.max_length,
                          pad_token_id=self.tokenizer.pad_token_id, batch_size=s.eval_batch_size, precision=s.precision)
 
 # %% ../nbs/15_experiment.ipynb #4dd0bd74

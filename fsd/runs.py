@@ -82,8 +82,8 @@ def _name_of(device:torch.device)->str:
 # %% ../nbs/12_runs.ipynb #72834339
 def processes()->int:
     "How many processes train together, as torchrun and accelerate say."
-    said = os.environ.get('WORLD_SIZE') or '1'
-    if not said.isdecimal(): raise ValueError(f'WORLD_SIZE={said!r} is not a number of processes; unset it where there is one')
+    said = os.environ.get('WORLD_SIZE', '1')
+    if not said.isdecimal(): raise ValueError(f'WORLD_SIZE={said!r} is not a number of processes; unset it if there is one')
     return int(said)
 
 def environment(

@@ -128,3 +128,14 @@ def test_a_disk_too_small_for_the_features_is_noticed_before_the_teacher_is_trai
     else:
         with pytest.raises(OSError, match='make room'): exp.teacher_folder
         assert not list(outputs.rglob('*.safetensors'))
+
+# ---------------------------------------------------------------- outputs
+
+def test_an_experiment_stays_in_the_outputs_that_it_began_with(tmp_path, tiny, monkeypatch):
+    monkeypatch.setenv('FSD_OUTPUTS', str(tmp_path/'a'))
+    a = Experiment('wnli', 'vkd', **tiny, max_steps=1)
+    monkeypatch.setenv('FSD_OUTPUTS', str(tmp_path/'b'))
+    b = Experiment('wnli', 'vkd', **tiny, max_steps=1)
+    run = a.run()
+    assert run.folder.is_relative_to(tmp_path/'a') and a.student_folder.is_relative_to(tmp_path/'a') and not (tmp_path/'b').exists()
+    assert b.done() is None and b.run().scores==run.scores and b.teacher_folder.is_relative_to(tmp_path/'b')

@@ -168,3 +168,8 @@ def test_torch_2_6_which_cannot_be_asked_in_one_call(monkeypatch, gpu):
     build_for_cuda(monkeypatch, gpu)
     monkeypatch.setattr('torch.accelerator.current_accelerator', lambda: torch.device('cuda'))
     assert find_device().type==('cuda' if gpu else 'cpu')
+
+@pytest.mark.parametrize('said', ['', 'two', '-1', '1.0'])
+def test_a_world_that_cannot_be_counted_is_refused_by_name(monkeypatch, said):
+    monkeypatch.setenv('WORLD_SIZE', said)
+    with pytest.raises(ValueError, match=f'WORLD_SIZE={said!r}'): environment('cpu')
