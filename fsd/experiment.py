@@ -41,7 +41,9 @@ class Experiment:
         task:str='wnli',    # GLUE task
         method:str='fsd',   # Distillation method
         **params):          # Any other field of `Settings`
-        if processes()>1: raise ValueError(f"WORLD_SIZE={processes()}: an experiment runs in one process; start one per GPU for different seeds or tasks, or use DistillationTrainer")
+        if processes()>1:
+            raise ValueError(f"WORLD_SIZE={processes()}: an experiment runs in one process; "
+                             "start one per GPU for different seeds or tasks, or use DistillationTrainer")
         self.seconds,self.found,self.method,self.outputs = {},{},find_method(method),outputs()
         self.source = find_model(resolve(task, method, **params).model)
         self.name = model_name(self.source)
@@ -110,9 +112,11 @@ def _check_choices(self:Experiment):
     s = self.settings
     for name in ('student_layers','student_model'):
         if self.inherits and getattr(s, name):
-            raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights is the teacher made narrower; see student_width")
+            raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights "
+                             "is the teacher made narrower; see student_width")
     if s.student_width and not self.inherits:
-        raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; {s.method!r} cuts lower blocks, see student_layers")
+        raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, such as 'wid'; "
+                         f"{s.method!r} cuts lower blocks, see student_layers")
     if s.student_model and s.student_init=='teacher':
         raise ValueError(f"student_init='teacher' cuts the student from the teacher; leave student_model={s.student_model!r} out")
 
@@ -126,14 +130,17 @@ def _check_text(self:Experiment, *models):
     "The tokenizer and `max_length` against the models that read rows."
     s,several = self.settings,len(self.task.sentences)>1
     if s.student_model and load_tokenizer(self.student_source).get_vocab()!=self.tokenizer.get_vocab():
-        raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; teacher and student read the same tokens")
+        raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; "
+                         "teacher and student read the same tokens")
     for name,m in zip((self.name, model_name(self.student_source)), models):
         check_words(self.tokenizer, m.config, name)
-        if s.max_length>positions(m): raise ValueError(f"max_length={s.max_length} is longer than the {positions(m)} positions of {name}")
+        if s.max_length>(most := positions(m)):
+            raise ValueError(f"max_length={s.max_length} is longer than the {most} positions of {name}")
         if several and 'token_type_ids' in self.tokenizer.model_input_names and getattr(m.config, 'type_vocab_size', 2)<2:
             raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
     special = self.tokenizer.num_special_tokens_to_add(several)
-    if s.max_length<=special: raise ValueError(f"max_length={s.max_length} leaves no room for words: {special} tokens of a row of {s.task} are special")
+    if s.max_length<=special:
+        raise ValueError(f"max_length={s.max_length} leaves no room for words: {special} tokens of a row of {s.task} are special")
 
 # %% ../nbs/15_experiment.ipynb #571b7b40
 @patch
@@ -145,15 +152,20 @@ def pair(self:Experiment, memory:torch.Tensor)->Pair:
 @patch
 def _rehearse(self:Experiment, teacher, student)->Objective:
     "The objective, after each of its terms has given a number for a batch of random features."
-    s,shape,rng = self.settings,dict(rows=min(4, self.settings.batch_size), length=min(16, self.settings.max_length)),torch.Generator().manual_seed(0)
-    memory = torch.randn(min(8, s.memory_size), shape['length'], self.config.hidden_size, generator=rng) # the real one is not there yet
+    s = self.settings
+    rows,length = min(4, s.batch_size),min(16, s.max_length)
+    memory = torch.randn(min(8, s.memory_size), length, self.config.hidden_size) # the real one is not there yet
     objective = Objective(self.method, self.pair(memory))
-    f_s,f_t = random_features(student, objective.needs_s, **shape),random_features(teacher, objective.needs_t, **shape, seed=1)
-    labels = torch.arange(shape['rows'])%max(2, self.task.num_labels)
+    f_s = random_features(student, objective.needs_s, rows, length)
+    f_t = random_features(teacher, objective.needs_t, rows, length, seed=1) if objective.uses_teacher else None
+    labels = torch.arange(rows)%max(2, self.task.num_labels)
     for name,term in objective.terms.items():
-        try: value = term(f_s, f_t if objective.uses_teacher else None, labels.float() if self.task.regression else labels)
-        except Exception as e: raise ValueError(f'{name!r} cannot compare this student with its teacher: {e if isinstance(e, ValueError) else repr(e)}') from e
-        if getattr(value, 'shape', None)!=(): raise ValueError(f"{name!r} gives {getattr(value, 'shape', value)!r} for a batch, where a loss is one number")
+        try: value = term(f_s, f_t, labels.float() if self.task.regression else labels)
+        except Exception as e:
+            why = e if isinstance(e, ValueError) else repr(e)
+            raise ValueError(f'{name!r} cannot compare this student with its teacher: {why}') from e
+        shape = getattr(value, 'shape', None)
+        if shape!=(): raise ValueError(f'{name!r} gives {value if shape is None else shape!r} for a batch, where a loss is one number')
     return objective
 
 # %% ../nbs/15_experiment.ipynb #7490161a
@@ -162,7 +174,8 @@ def _cut(self:Experiment, whole)->torch.nn.Module|Inheritance:
     "What is made of the model `whole` before it learns: lower blocks, or all of it and how it is to shrink."
     s,layers = self.settings,self.student_depth
     if self.inherits:
-        return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength, s.wid_ramp, s.wid_fade, lr_scale=s.wid_lr_scale)
+        return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength, s.wid_ramp, s.wid_fade,
+                           lr_scale=s.wid_lr_scale)
     return whole if layers==depth(whole) else lower_half(whole, layers, s.seed)
 
 @patch
@@ -375,7 +388,8 @@ def _check_space(self:Experiment):
     "An `OSError` if the disk cannot hold the features that a teacher will leave when it is trained."
     s,lengths = self.settings,row_lengths(self.rows['train'], self.settings.max_length)
     layers = {l for k,l in self.needs_t if k=='hidden' and not self.runs_live} | ({self.penultimate} if self.needs_memory else set())
-    plan = planned(np.full_like(lengths, s.max_length) if s.padding=='paper' else lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
+    if s.padding=='paper': lengths = np.full_like(lengths, s.max_length)
+    plan = planned(lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
     if layers: need_space(self.outputs, planned_bytes(plan))
 
 # %% ../nbs/15_experiment.ipynb #5532b2bf

@@ -225,8 +225,9 @@ def layer_index(
 def positions(model:nn.Module)->int:
     "How many positions `model` has for the tokens of a row."
     model = plain(model)
-    embeddings,most = (getattr(o, name, None) for o,name in ((model.base_model,'embeddings'), (model.config,'max_position_embeddings')))
-    if embeddings is None or most is None: raise ValueError(f'{type(model).__name__} is not built like BERT: it has no table of positions')
+    embeddings,most = getattr(model.base_model, 'embeddings', None),getattr(model.config, 'max_position_embeddings', None)
+    if embeddings is None or most is None:
+        raise ValueError(f'{type(model).__name__} is not built like BERT: it has no table of positions')
     table = getattr(embeddings, 'position_embeddings', None)
     return most if table is None or table.padding_idx is None else most-table.padding_idx-1
 
@@ -309,9 +310,12 @@ def _counted(model:nn.Module, needs)->set:
     n = depth(model)
     wanted = {(k, layer_index(n, i)) for k,i in needs}
     for k,l in wanted:
-        if k not in ('hidden', 'cls', 'attentions', *_projections): raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
-        if k not in ('hidden', 'cls') and l==0: raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
-        if k=='attentions' and getattr(plain(model).config, 'is_decoder', False): raise ValueError(f'attention of a decoder looks back only; {type(model).__name__} must not be one (is_decoder)')
+        if k not in ('hidden', 'cls', 'attentions', *_projections):
+            raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
+        if k not in ('hidden', 'cls') and l==0:
+            raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
+        if k=='attentions' and getattr(plain(model).config, 'is_decoder', False):
+            raise ValueError(f'attention of a decoder (is_decoder) looks back only; that of this {type(model).__name__} is not read')
     return wanted
 
 # %% ../nbs/04_models.ipynb #e26e6c78
@@ -335,7 +339,8 @@ def _check_graph(model:nn.Module):
 def _show(f:Features, wanted:set, seen:dict)->Features:
     "`f` with what is `wanted`, made of what was `seen`."
     for k,l in wanted:
-        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else attention(seen['queries',l], seen['keys',l], f.mask) if k=='attentions' else seen[k,l])
+        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else
+                            attention(seen['queries',l], seen['keys',l], f.mask) if k=='attentions' else seen[k,l])
     return f
 
 def forward(
