@@ -17,7 +17,8 @@ import numpy as np, pandas as pd, torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .cka import gram, u_center
+from .cka import check, exact, gram, u_center
+from .losses import flat, unit
 from .models import depth, forward, layer_index
 from .settings import task_names, unknown
 
@@ -112,8 +113,8 @@ def _unit_grams(
     x:Tensor, # Features of one mini-batch, (n, L·D)
 )->Tensor: # (2, n·n)
     "Centred Gram matrices of `x`, biased and debiased, each scaled to norm 1."
-    k = gram(x)
-    return F.normalize(torch.stack([k, u_center(k)]).flatten(1), dim=1)
+    k = gram(x, free=True)
+    return unit(torch.stack([k, u_center(k)]).flatten(1))
 
 # %% ../nbs/13_analysis.ipynb #7ee52fe2
 def cka_map(
@@ -132,7 +133,7 @@ def cka_map(
     def batch(features, i):
         rows = slice(i*batch_size, (i+1)*batch_size)
         x = torch.as_tensor(features[rows])
-        return _unit_grams((x if mask is None else x*mask[rows,:,None]).flatten(1))
+        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows]))
     t,m = (torch.stack([batch(f, i) for i in range(P)], 1) for f in (features_t, features_m))
     return dict(zip(('biased','debiased'), (t@m.mT).cpu().numpy()))
 
@@ -141,11 +142,12 @@ def map_means(
     m:np.ndarray, # A map, (P, P)
 )->tuple[float,float]: # Mean of the diagonal (Table 6), and of everything else
     "How alike the models are on the same mini-batches, and the floor: how alike on different ones."
+    if m.ndim!=2 or len(m)!=m.shape[1] or len(m)<2: raise ValueError(f"a map must be (P, P) with P at least 2, not {m.shape}")
     P,diagonal = len(m),np.trace(m)
     return float(diagonal/P), float((m.sum()-diagonal)/(P*P-P))
 
 # %% ../nbs/13_analysis.ipynb #60add5af
-_relations = {'euclid': torch.cdist, 'cosine': lambda x,y: F.normalize(x, dim=-1)@F.normalize(y, dim=-1).mT}
+_relations = {'euclid': torch.cdist, 'cosine': lambda x,y: unit(x)@unit(y).mT}
 
 def relation_difference(
     h_s:Tensor, # Student's features, (N, L, D)
@@ -157,18 +159,17 @@ def relation_difference(
     "Mean absolute difference between the student's and the teacher's pairwise relations, equations 12 and 13."
     if kind not in ('inter','intra'): raise unknown('kind of relation', kind, ('inter','intra'))
     if distance not in _relations: raise unknown('distance', distance, _relations)
-    if h_s.ndim!=3 or h_s.shape[:2]!=h_t.shape[:2]:
-        raise ValueError(f"features must be (N, L, D) with equal N and L, not {tuple(h_s.shape)} and {tuple(h_t.shape)}")
-    if mask is not None and mask.shape!=h_s.shape[:2]: raise ValueError(f"mask must be {tuple(h_s.shape[:2])}, not {tuple(mask.shape)}")
-    m = torch.ones(h_s.shape[:2], device=h_s.device) if mask is None else mask
+    check('features must be (N, L, D) with equal N and L, and a mask must be (N, L)', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), mask=(mask, 'N L'))
+    m = exact(torch.ones_like(h_s[...,0]) if mask is None else mask)
     def relations(h):
-        h = h.detach().double()*m[...,None]
+        h = exact(h.detach()).masked_fill(m[...,None]==0, 0)
         h = h.flatten(1) if kind=='inter' else h
         return _relations[distance](h, h)
     gap = (relations(h_s)-relations(h_t)).abs()
     if kind=='inter': return gap.mean().item()
-    pairs = (m[:,:,None]*m[:,None,:]).double()
-    return ((gap*pairs).sum((1,2))/pairs.sum((1,2))).mean().item()
+    pairs = m[:,:,None]*m[:,None,:]
+    pairs = pairs[some := pairs.sum((1,2))>0]
+    return ((gap[some]*pairs).sum((1,2))/pairs.sum((1,2))).mean().item()
 
 # %% ../nbs/13_analysis.ipynb #d0f45930
 @dataclass
@@ -211,7 +212,7 @@ def collect(
             labels.append(batch['labels'])
             if not more: continue
             h,m = (x[:n_features-kept].cpu() for x in (seen.hidden[layer_index(depth(model), layer)].float(), seen.mask))
-            if padding=='masked': h = h*m[...,None]
+            if padding=='masked': h = h.masked_fill((m==0)[...,None], 0)
             elif features and h.shape[1]!=features[0].shape[1]:
                 raise ValueError(f"paper padding needs batches of one length, not {features[0].shape[1]} and {h.shape[1]}; give collate a length")
             features.append(h)

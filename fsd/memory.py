@@ -10,6 +10,7 @@ __all__ = ['Clusters', 'kmeans', 'assign', 'released_memory', 'memory_structure'
 import math, warnings
 from dataclasses import dataclass, field
 from itertools import chain
+from numbers import Integral
 
 import numpy as np, torch
 import torch.nn.functional as F
@@ -18,8 +19,8 @@ from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
 
-from .cka import hsic, linear_cka
-from .losses import similarity_loss
+from .cka import check, exact_of, float_of, hsic, linear_cka, uncast
+from .losses import check_reduction, check_shapes, similarity_loss, unit
 
 # %% ../nbs/07_memory.ipynb #45dcc7c3
 @dataclass
@@ -36,12 +37,24 @@ class Clusters:
         return self.assignment.bincount(minlength=len(self.centroids))
 
 # %% ../nbs/07_memory.ipynb #f7c45f17
+def _shape(x):
+    "Rows and columns of features; a `ValueError` if they have none"
+    shape = getattr(x, 'shape', None)
+    if shape is None or len(shape)!=2: raise ValueError(f"features must have a shape (n, P), as a tensor or an array has, not {type(x).__name__ if shape is None else tuple(shape)}")
+    return tuple(shape)
+
 def _tensor(rows):
     "`rows` of an array or tensor as a tensor that shares their memory"
     if isinstance(rows, Tensor): return rows.detach()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a file mapped read-only: we only read
         return torch.from_numpy(np.asarray(rows))
+
+def _check_squares(block, n, first):
+    "A `ValueError` unless the squares of `block` can be summed, `n` times over, and told from 0"
+    size = torch.linalg.vector_norm(block, dim=1)
+    if not (4*n*n*size.square()).isfinite().all() or size.numel() and size.max()<1e-15 and block.any():
+        raise ValueError(f"features of rows {first} to {first+len(block)-1} are not finite, or too far from 1 for float32 to hold their squares")
 
 def _blocks(x, rows, shift, desc=None, start=0):
     "Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies; each with its slice, each overwriting the last"
@@ -51,7 +64,7 @@ def _blocks(x, rows, shift, desc=None, start=0):
         for i in range(start, n, rows):
             j = min(i+rows, n)
             block = buffer[:j-i].copy_(_tensor(x[i:j])).sub_(shift)
-            if not block.sum(1).isfinite().all(): raise ValueError(f"features of rows {i} to {j-1} are not finite")
+            _check_squares(block, n, i)
             yield slice(i, j), block
             bar.update(j-i)
 
@@ -63,7 +76,9 @@ def _rows(x, budget, fixed=0, most=512):
 
 def _middle(x, rows, device):
     "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share"
-    return _tensor(x[:rows]).to(device).mean(0, dtype=torch.float32)
+    mean = _tensor(x[:rows]).mean(0, dtype=torch.float32).to(device)
+    if not mean.isfinite().all(): raise ValueError(f"features of rows 0 to {min(rows, x.shape[0])-1} are not finite, or too large to be summed in float32")
+    return mean
 
 # %% ../nbs/07_memory.ipynb #26d6a045
 def _gram(x, budget, device):
@@ -88,9 +103,9 @@ def _seeds(g, k, rng):
     pick = [int(torch.randint(len(g), (), generator=rng))]
     near = (sq + sq[pick[0]] - 2*g[pick[0]]).clamp_(min=0)
     for _ in range(k-1):
-        u = torch.rand(2+int(math.log(k)), generator=rng, dtype=torch.float64).to(g.device)
-        cum = near.double().cumsum(0)
-        tries = torch.searchsorted(cum, u*cum[-1], right=True).clamp_(max=len(g)-1)
+        u = torch.rand(2+int(math.log(k)), generator=rng, dtype=torch.float64)
+        cum = near.cpu().double().cumsum(0)
+        tries = torch.searchsorted(cum, u*cum[-1], right=True).clamp_(max=len(g)-1).to(g.device)
         dist = (sq + sq[tries,None] - 2*g[tries]).clamp_(min=0).minimum(near)
         best = dist.sum(1).argmin()
         near = dist[best]
@@ -125,8 +140,8 @@ def _lloyd(g, k, rng):
         n = new.bincount(minlength=k)
         own = sums.gather(0, new[None])[0]
         means = torch.zeros_like(sums[:,0]).index_add_(0, new, own) / n**2
-        inertia = float(sq.double().sum() - (n*means.double()).sum())
-        if inertia >= best*(1-1e-7): return a, best
+        inertia = float(sq.cpu().double().sum() - (n.cpu()*means.cpu().double()).sum())
+        if not inertia < min(best, best*(1-1e-7)): return a, best
         a,best = new,inertia
         score = means[:,None] - sums*(2/n)[:,None]
 
@@ -139,7 +154,7 @@ def _project(x, budget, shift, rng):
     y,total = torch.empty(n, d), 0.
     for i,b in _blocks(x, _rows(x, budget, 4*d*(n+p)), shift, 'projection'):
         y[i] = (b if r is None else b@r).cpu()
-        total += float(torch.linalg.vector_norm(b, dim=1).double().square().sum())
+        total += float(torch.linalg.vector_norm(b, dim=1).cpu().double().square().sum())
     return y, total
 
 # %% ../nbs/07_memory.ipynb #6a03e31f
@@ -174,16 +189,16 @@ def _stream(x, k, rng, restarts, tol, budget, device):
                 for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False))
         a = torch.from_numpy(min(fits, key=lambda o: o.inertia_).labels_).long()
     a = _fill(a, torch.zeros(len(a)), k)
-    inertia = lambda a, c: total - float((a.bincount(minlength=k).to(c)*c.square().sum(1).double()).sum())
+    inertia = lambda a, c: total - float((a.bincount(minlength=k)*c.square().sum(1).cpu().double()).sum())
     a,c = _means(x, a, k, budget, shift)
     best,passes = inertia(a, c), 0
     while True:
         passes += 1
         new,means = _means(x, a, k, budget, shift, c, f'pass {passes}')
         now = inertia(new, means)
-        gain = (best-now)/max(best, 1e-30)
+        gain = (best-now)/best if best > 0 else 0.
         if gain > 0: a,c,best = new,means,now
-        if gain <= tol: break
+        if not gain > tol: break
     return Clusters((c+shift).cpu(), a, max(best, 0.), f"k-means on a projection to {y.shape[1]} features, best of {restarts}, then {passes} pass{'es'*(passes>1)} over all features")
 
 # %% ../nbs/07_memory.ipynb #3c1052b6
@@ -200,12 +215,13 @@ def kmeans(
     """k-means of features that need not fit in memory; every cluster has a member and every centroid is the mean of its members
 
     'gram' runs Lloyd's algorithm on inner products alone and is exact. 'streaming' clusters a Gaussian projection, then passes over the features."""
-    n,p = x.shape
-    if not 1 <= k <= n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
+    n,p = _shape(x)
+    if not isinstance(k, Integral) or not 1 <= k <= n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
+    if restarts < 1 or not tol >= 0: raise ValueError(f"restarts must be at least 1 and tol at least 0, not {restarts} and {tol}")
     if road not in ('auto','gram','streaming'): raise ValueError(f"unknown road {road!r}, choose 'auto', 'gram' or 'streaming'")
     if road=='auto': road = 'gram' if 8*n*n <= budget/2 else 'streaming'
     least = max(4*p*(k+2), 8*n*n + 32*p if road=='gram' else max(32*p, 4*min(p, 16)*max(2*p, 4*n)))
-    if budget < least: raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples of {p} features, it takes at least {least:.3g}")
+    if not budget >= least: raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples of {p} features, it takes at least {least:.3g}")
     rng = torch.Generator().manual_seed(seed)
     if road=='streaming': return _stream(x, k, rng, restarts, tol, budget, device)
     g = _gram(x, budget-8*n*n, device)
@@ -225,10 +241,14 @@ def assign(
     device:str='cpu', # Where the arithmetic is done
 )->tuple[Tensor,float]: # Nearest centroid of each example, (n,), and the sum of squared distances to it
     "Nearest of `centroids` to each example"
+    n,p = _shape(x)
+    check('centroids must be (k, P), at least one', centroids=(centroids, 'k P'))
+    if centroids.shape[1]!=p or not len(centroids): raise ValueError(f"centroids must be (k, {p}), at least one and as wide as the features, not {tuple(centroids.shape)}")
     shift = centroids.float().mean(0).to(device)
     c = centroids.to(device, torch.float32) - shift
+    if not (4*c.square().sum(1)).isfinite().all(): raise ValueError("centroids are not finite, or too large for float32 to hold their squares")
     parts = [_nearest(b, c) for _,b in _blocks(x, _rows(x, budget), shift, 'nearest centroid')]
-    return torch.cat([i for i,_ in parts]).cpu(), float(sum(d.double().sum() for _,d in parts))
+    return torch.cat([torch.empty(0, dtype=torch.long), *(i.cpu() for i,_ in parts)]), float(sum(d.cpu().double().sum() for _,d in parts))
 
 # %% ../nbs/07_memory.ipynb #fbeabf2f
 def released_memory(
@@ -242,10 +262,12 @@ def released_memory(
 
     Centroids begin as noise near 0, scaled by the last batch's moments over the number of steps. Examples are assigned to them,
     then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0."""
-    n,p = x.shape
+    n,p = _shape(x)
     if passes < 3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
+    if k<1 or batch_size<1 or n<1 or p<2: raise ValueError(f"k and batch_size must be at least 1, for at least one example of 2 features, not {k}, {batch_size} and {(n, p)}")
     steps = math.ceil(n/batch_size)
     last = _tensor(x[(steps-1)*batch_size:n]).float().cpu()
+    _check_squares(last, n, (steps-1)*batch_size)
     rng = torch.Generator().manual_seed(seed)
     noise = last.mean()/steps + (last.var(1).mean()/steps).sqrt() * torch.randn(k, p, generator=rng)
     memory = torch.zeros(k, p)
@@ -267,16 +289,23 @@ def memory_structure(
     debiased:bool=False, # Debiased CKA
 )->Tensor: # Scalar
     "How far two memories are from having one structure (equation 8)"
+    check('the memories must have as many centroids', memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
     return similarity_loss(linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased), reduction, debiased=debiased)
 
 # %% ../nbs/07_memory.ipynb #7e1aa2e0
+def _rows_of(h, m):
+    "Examples `h` (N, L, D) and centroids `m` (K, L, D) as rows of floats"
+    check('centroids must be shaped as the examples', h=(h, 'N L D'), m=(m, 'K L D'))
+    return (o.flatten(1).to(float_of(h, m)) for o in (h, m))
+
 def distance(h:Tensor, m:Tensor)->Tensor:
     "Euclid distance $\\psi_D$ of examples (N, L, D) to centroids (K, L, D), (N, K)"
-    return torch.cdist(h.flatten(1), m.flatten(1))
+    return torch.cdist(*_rows_of(h, m))
 
 def cosine(h:Tensor, m:Tensor)->Tensor:
     "Cosine $\\psi_C$ of examples (N, L, D) with centroids (K, L, D), (N, K); 0 with a centroid of 0"
-    return F.normalize(h.flatten(1), dim=1) @ F.normalize(m.flatten(1), dim=1).mT
+    h,m = map(unit, _rows_of(h, m))
+    return h @ m.mT
 
 # %% ../nbs/07_memory.ipynb #08fa698e
 def feature_structure(
@@ -287,6 +316,8 @@ def feature_structure(
     psi, # `distance` or `cosine`
 )->Tensor: # Scalar
     "Mean squared difference between the relations of student and teacher to their memories (equation 9)"
+    check('student and teacher must show the same examples, and memories as many centroids', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'),
+          memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
     return F.mse_loss(psi(h_s, memory_s), psi(h_t, memory_t))
 
 # %% ../nbs/07_memory.ipynb #739e31fd
@@ -294,13 +325,9 @@ def _columns(x, size=8192):
     "Slices of columns"
     return [slice(i, i+size) for i in range(0, x.shape[1], size)]
 
-def _wide(x):
-    "float64 where the device has it"
-    return torch.float32 if x.device.type=='mps' else torch.float64
-
 def _dot(a, b):
     "Inner products of rows, blocks of columns summed in float64"
-    return sum((a[:,j]@b[:,j].mT).to(_wide(a)) for j in _columns(a))
+    return sum((a[:,j]@b[:,j].mT).to(exact_of(a)) for j in _columns(a))
 
 def _around(m, j=slice(None)):
     "Rows of `m`, and the origin, less the mean of `m`"
@@ -319,7 +346,7 @@ class _Products(torch.autograd.Function):
         for j in _columns(m):
             b = _around(m, j)
             a = h[:,j] + b[-1]
-            hh,hm,mm = hh + a.square().sum(1).to(_wide(a)), hm + _dot(a, b), mm + _dot(b, b)
+            hh,hm,mm = hh + a.square().sum(1).to(exact_of(a)), hm + _dot(a, b), mm + _dot(b, b)
         return hh, hm, mm
 
     @staticmethod
@@ -340,15 +367,21 @@ def _noise(x):
     "Differences below this share of the whole are rounding"
     return 16*torch.finfo(x.dtype).eps
 
+def _steady(mm, noise):
+    "Inner products of the centroids, from those of centroids and origin; 0 where the centroids differ by no more than rounding"
+    k = mm[:-1,:-1]
+    return k * ~(k.diagonal().mean()-k.mean() <= noise**2*mm[-1,-1])
+
 def _relations(hh, hm, mm, noise):
     "Euclid distances and one minus cosines, (N, K), of examples and centroids from their `_Products` with relative error `noise`"
     m = mm.diagonal()
     sq = hh[:,None] + m - 2*hm
     sq,sq_h,sq_m = sq[:,:-1], sq[:,-1:], (m + m[-1] - 2*mm[-1])[:-1]
     zero = (sq_h <= noise*(hh[:,None]+m[-1])) | (sq_m <= noise*(m[:-1]+m[-1]))
-    a,b = (o.clamp(min=1e-30).sqrt() for o in (sq_h, sq_m))
+    tiny = torch.finfo(sq.dtype).tiny # for the root's gradient alone
+    a,b = (o.clamp(min=tiny).sqrt() for o in (sq_h, sq_m))
     angle = (sq - (a-b)**2) / (2*a*b).masked_fill(zero, 1)
-    return sq.clamp(min=1e-30).sqrt(), angle.masked_fill(zero, 1)
+    return sq.clamp(min=tiny).sqrt(), angle.masked_fill(zero, 1)
 
 # %% ../nbs/07_memory.ipynb #a1f4a774
 class GlobalStructure(nn.Module):
@@ -362,15 +395,23 @@ class GlobalStructure(nn.Module):
         seed:int=0, # Of the student's memory
     ):
         super().__init__()
-        if memory_t.ndim != 3: raise ValueError(f"memory_t must have shape (K, L, D), not {tuple(memory_t.shape)}")
+        check('memory_t must have shape (K, L, D)', memory_t=(memory_t, 'K L D'))
+        if debiased and len(memory_t)<4: raise ValueError(f"memory_size must be at least 4 if debiased, not {len(memory_t)}: fewer centroids have no debiased CKA")
         if not 0 <= gamma_m <= 1: raise ValueError(f"gamma_m must lie between 0 and 1, not {gamma_m}")
+        if width_s is not None and width_s<1: raise ValueError(f"width_s must be at least 1, not {width_s}")
+        check_reduction(reduction)
         self.gamma_m,self.reduction,self.debiased = gamma_m,reduction,debiased
         k,l,d = memory_t.shape
         rng = torch.Generator().manual_seed(seed)
-        self.memory_s = nn.Parameter(torch.randn(k, l, width_s or d, generator=rng))
+        self.memory_s = nn.Parameter(torch.randn(k, l, d if width_s is None else width_s, generator=rng))
         rows = _around(memory_t.detach().flatten(1).to(torch.promote_types(memory_t.dtype, torch.float32)))
         self.register_buffer('rows_t', rows, persistent=False)
-        self.register_buffer('gram_t', _dot(rows, rows), persistent=False)
+        self.gram_t = _dot(rows, rows)
+
+    def _apply(self, fn, *args, **kwargs):
+        super()._apply(fn, *args, **kwargs)
+        self.gram_t = self.gram_t.to(exact_of(self.rows_t)).to(self.rows_t.device) # no buffer: not every device has its float64
+        return self
 
     def _flat(self, h, mask, width):
         "Features with padding set to 0 and as many positions as the memory, (N, L*D)"
@@ -378,15 +419,16 @@ class GlobalStructure(nn.Module):
         if d != width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
         if l > self.memory_s.shape[1]: raise ValueError(f"features have {l} positions, more than the memory's {self.memory_s.shape[1]}")
         h = h.to(torch.promote_types(h.dtype, torch.float32))
-        if mask is not None: h = h.masked_fill(~mask.bool()[...,None], 0)
+        if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
         return F.pad(h, (0,0,0,self.memory_s.shape[1]-l)).flatten(1)
 
-    def _memory(self, k):
-        "Equation 8 from the Gram matrix of the student's memory"
-        k_t = self.gram_t[:-1,:-1].to(k)
+    def _memory(self, mm, noise):
+        "Equation 8 from the inner products of the student's memory"
+        k,k_t = _steady(mm, noise),_steady(self.gram_t, _noise(self.rows_t)).to(mm)
         kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
-        tiny = torch.finfo(k.dtype).tiny
-        return similarity_loss(kt / (kk.clamp(min=tiny).sqrt()*tt.clamp(min=tiny).sqrt()), self.reduction, debiased=self.debiased)
+        none = (kk==0) | (tt==0)
+        cka = kt / (kk.masked_fill(none, 1).sqrt()*tt.masked_fill(none, 1).sqrt()) * ~none
+        return similarity_loss(cka, self.reduction, debiased=self.debiased)
 
     def terms(self,
         h_s:Tensor, # Student, (N, L, D_s)
@@ -394,10 +436,11 @@ class GlobalStructure(nn.Module):
         mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
     )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9); those of weight 0 are left out
         "Parts of the loss, before their weights"
-        with torch.autocast(h_s.device.type, enabled=False):
+        check_shapes(h_s, h_t, mask)
+        with uncast(h_s):
             h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
             products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
-            res = {'memory': self._memory(products[-1][:-1,:-1])}
+            res = {'memory': self._memory(products[-1], _noise(h_s))}
             with torch.no_grad():
                 h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1]).to(self.rows_t).add(self.rows_t[-1])
                 t = _relations(h_t.square().sum(1).to(self.gram_t), _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))

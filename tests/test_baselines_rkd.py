@@ -8,7 +8,7 @@ def direct(x_s, x_t):
     "Loops over anchors, so that no tensor has more than N x LD numbers."
     def relations(x):
         d = torch.stack([(x - e).norm(dim=-1) for e in x])
-        return d / d[d > 0].mean(), torch.stack([(u := F.normalize(x - e, dim=-1)) @ u.mT for e in x])
+        return d / (d.sum() / (len(x)*(len(x) - 1))), torch.stack([(u := F.normalize(x - e, dim=-1)) @ u.mT for e in x])
     (d_s, a_s), (d_t, a_t) = relations(x_s), relations(x_t)
     return F.smooth_l1_loss(d_s, d_t) + 2 * F.smooth_l1_loss(a_s, a_t)
 
@@ -68,3 +68,16 @@ def test_too_few(n):
         loss = rkd(s, torch.randn(n, 4, 7), m)
         g, = torch.autograd.grad(loss, s)
         assert loss < 1e-12 and g.abs().max() < 1e-6
+
+
+def test_the_mean_counts_pairs_of_equal_examples():
+    "Against loops over pairs: four of six examples are the same"
+    torch.manual_seed(0)
+    s, t = torch.randn(6, 9)[[0, 0, 0, 0, 1, 2]].double().requires_grad_(), torch.randn(6, 7).double()
+    def relative(x):
+        d = {(i, j): (x[i] - x[j]).norm() for i in range(6) for j in range(6) if i != j and not torch.equal(x[i], x[j])}
+        mean = sum(d.values()) / 30
+        return [[d[i, j] / mean if (i, j) in d else x.new_zeros(()) for j in range(6)] for i in range(6)]
+    want = sum(F.smooth_l1_loss(a, b) for u, v in zip(relative(s), relative(t)) for a, b in zip(u, v)) / 36
+    torch.testing.assert_close(rkd_distance(s, t), want)
+    for a, b in zip(*(torch.autograd.grad(o, s) for o in (rkd_distance(s, t), want))): torch.testing.assert_close(a, b)

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .internal import matched_block
-from ..cka import exact_of, float_of, gram
-from ..losses import check_shapes
+from ..cka import exact_of, float_of, gram, uncast
+from ..losses import check_shapes, unit
 
 # %% ../../nbs/baselines/ckd.ipynb #dae6fb1e
 def ckd_layers(
@@ -26,8 +26,6 @@ def ckd_layers(
     return [(0, 0)] + [(k, matched_block(k, depth_s, depth_t)) for k in range(1, depth_s+1)]
 
 # %% ../../nbs/baselines/ckd.ipynb #a0c12f5b
-def _exact(x): return x.to(exact_of(x))
-
 def _prepared(layers_s, layers_t, mask):
     "Both lists with padding zeroed, the teacher's detached, and where the tokens are; a `ValueError` unless they match layer by layer"
     if not layers_s or len(layers_s) != len(layers_t):
@@ -41,13 +39,13 @@ def _prepared(layers_s, layers_t, mask):
 
 def _sum(loss, x_s, x_t, *args):
     "`loss` of one layer, whose intermediate results are computed again in the backward pass"
-    with torch.autocast(x_s.device.type, enabled=False):
+    with uncast(x_s):
         return checkpoint(loss, x_s, x_t, *args, use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/baselines/ckd.ipynb #6745f16d
 def _log_rows(x, on):
     "Logarithm of the softmax of the cosines between the rows of `x` (b, n, D), over the entries `on`"
-    u = F.normalize(_exact(x), dim=-1)
+    u = unit(x.to(exact_of(x)))
     cosines = u @ u.mT
     return cosines.masked_fill(~on, torch.finfo(cosines.dtype).min).log_softmax(-1)
 
@@ -79,12 +77,12 @@ def _windows(token, width):
 # %% ../../nbs/baselines/ckd.ipynb #78314be9
 def _cosines(x, around):
     "Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w); 0 where one is no further away than rounding"
-    k = gram(_exact(x))
+    k = gram(x, dtype=exact_of(x))
     example, row = torch.arange(len(k), device=k.device)[:, None, None], torch.arange(k.shape[1], device=k.device)[:, None]
     norms, mine = k.diagonal(0, 1, 2), k[example, row, around]
     products = k[example[..., None], around[..., None], around[..., None, :]] - mine[..., None] - mine[..., None, :] + norms[..., None, None]
     squares = products.diagonal(0, 2, 3)
-    same = squares <= 1000 * torch.finfo(k.dtype).eps * norms.amax(1)[:, None, None]
+    same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax(1)[:, None, None] if norms.numel() else 0)
     near = squares.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
     return products * near[..., None] * near[..., None, :]
 

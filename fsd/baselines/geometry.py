@@ -9,14 +9,15 @@ __all__ = ['unit_gram', 'roots', 'fidelity', 'procrustes', 'gram_distance']
 import torch
 from torch import Tensor
 
-from .relations import exact
-from ..cka import float_of, gram
+from ..cka import check, exact_of, float_of, gram, home
 from ..losses import check_shapes, flat
 
 # %% ../../nbs/baselines/geometry.ipynb #8ca6c951
 def unit_gram(x: Tensor) -> Tensor: # (n, n), float64
     "Gram matrix of `x` (n, d) centred and scaled to Frobenius length 1; 0 with zero gradient for equal rows"
-    k = gram(exact(x))
+    check('features must be one vector an example', x=(x, 'n d'))
+    x = home(x)
+    k = gram(x, dtype=exact_of(x))
     trace = k.trace()
     return k / trace.masked_fill(trace == 0, 1)
 

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
-import torch.nn.functional as F
 from torch import nn, Tensor
 from .minilm import attention_relation as attention_kl
-from ..cka import float_of
+from ..cka import check, float_of
+from ..losses import unit
 
 # %% ../../nbs/baselines/internal.ipynb #37f32eff
 def matched_block(
@@ -32,10 +32,10 @@ def cls_cosine(
     c_t: Tensor, # The teacher's, same shape
 ) -> Tensor: # Scalar, 0 to 2
     "One minus the cosine of the states of the first token, mean over the batch (Aguilar et al. 2020)"
-    if c_s.ndim != 2 or c_s.shape != c_t.shape:
-        raise ValueError(f"student and teacher need first-token states (N, D) of one width, not {tuple(c_s.shape)} and {tuple(c_t.shape)}: the cosine compares coordinates")
-    u, v = (F.normalize(c.to(float_of(c_s, c_t)), dim=-1) for c in (c_s, c_t.detach()))
-    return (u - v).square().sum(-1).mean() / 2
+    check('student and teacher need first-token states of one width, as the cosine compares coordinates', c_s=(c_s, 'N D'), c_t=(c_t, 'N D'))
+    u, v = (unit(c.to(float_of(c_s, c_t))) for c in (c_s, c_t.detach()))
+    far = (u - v).square().sum(-1)
+    return (far.mean() if len(far) else far.sum()) / 2
 
 # %% ../../nbs/baselines/internal.ipynb #a17edd38
 def active(

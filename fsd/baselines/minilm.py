@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cka import float_of
+from ..cka import check, float_of, uncast
 
 # %% ../../nbs/baselines/minilm.ipynb #9714f871
-def _check(x_s, x_t, mask, what, same=3):
-    "A `ValueError` unless student and teacher have 4 dimensions and agree in the first `same`"
-    if not x_s.ndim == x_t.ndim == 4 or x_s.shape[:same] != x_t.shape[:same]:
-        raise ValueError(f"student and teacher need {what} of the same examples, heads and tokens, not {tuple(x_s.shape)} and {tuple(x_t.shape)}; "
-                         "only minilm_v2 takes different numbers of heads")
-    if mask is not None and mask.shape != x_s.shape[0:3:2]: raise ValueError(f"mask must be (N, L), {tuple(x_s.shape[0:3:2])}, not {tuple(mask.shape)}")
+def _check(x_s, x_t, mask, what, student, teacher):
+    "A `ValueError` unless student and teacher agree in the dimensions of one name"
+    check(f'student and teacher need {what} of the same examples, heads and tokens (only minilm_v2 takes different numbers of heads)',
+          student=(x_s, student), teacher=(x_t, teacher), mask=(mask, 'N L'))
 
 # %% ../../nbs/baselines/minilm.ipynb #c9336bf7
 def attention_relation(
@@ -28,12 +26,13 @@ def attention_relation(
     mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 ) -> Tensor: # Scalar
     "Divergence of the student's attention from the teacher's, mean over heads, tokens and examples (Wang et al. 2020)"
-    _check(a_s, a_t, mask, 'attention (N, H, L, L)', same=4)
+    _check(a_s, a_t, mask, 'attention', 'N H L L', 'N H L L')
     dtype = float_of(a_s, a_t)
     on = torch.ones_like(a_s[:, 0, 0], dtype=torch.bool) if mask is None else mask != 0
     kl = F.kl_div(a_s.to(dtype).clamp(min=torch.finfo(dtype).tiny).log(), a_t.detach().to(dtype), reduction='none')
     kl = kl.masked_fill(~(on[:, None, :, None] & on[:, None, None]), 0)
-    return (kl.sum((1, 2, 3)) / on.sum(1).clamp(min=1)).mean() / a_s.shape[1]
+    kl = kl.sum((1, 2, 3)) / on.sum(1).clamp(min=1)
+    return (kl.mean() if len(kl) else kl.sum()) / a_s.shape[1]
 
 # %% ../../nbs/baselines/minilm.ipynb #46e08165
 class _Relation(torch.autograd.Function):
@@ -62,6 +61,7 @@ def split_heads(
     heads: int, # A divisor of H·d
 ) -> Tensor: # (N, heads, L, H·d / heads)
     "The heads laid side by side and cut anew"
+    check('queries, keys or values must come in heads', x=(x, 'N H L d'))
     n, h, l, d = x.shape
     if heads < 1 or h*d % heads: raise ValueError(f"{h} heads of {d} dimensions, {h*d} in all, cannot be cut into {heads}")
     return x.transpose(1, 2).reshape(n, l, heads, -1).transpose(1, 2)
@@ -74,11 +74,11 @@ def relation(
     heads: int | None = None, # Cut both into as many heads; None to leave them as they are
 ) -> Tensor: # Scalar
     "Divergence between softmax of scaled products of tokens with each other, mean over heads, tokens and examples (Wang et al. 2020, 2021)"
-    if heads and x_s.ndim == x_t.ndim == 4: x_s, x_t = split_heads(x_s, heads), split_heads(x_t, heads)
-    _check(x_s, x_t, mask, '(N, H, L, d)')
+    if heads is not None: x_s, x_t = split_heads(x_s, heads), split_heads(x_t, heads)
+    _check(x_s, x_t, mask, 'queries, keys or values', 'N H L d_s', 'N H L d_t')
     dtype = float_of(x_s, x_t)
     on = torch.ones_like(x_s[:, 0, :, 0], dtype=torch.bool) if mask is None else mask != 0
-    with torch.autocast(x_s.device.type, enabled=False): return _Relation.apply(x_s.to(dtype), x_t.detach().to(dtype), on)
+    with uncast(x_s): return _Relation.apply(x_s.to(dtype), x_t.detach().to(dtype), on)
 
 # %% ../../nbs/baselines/minilm.ipynb #6c325919
 def value_relation(

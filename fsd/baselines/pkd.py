@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import float_of
+from ..cka import check, float_of
 from ..losses import flat, unit
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
@@ -29,12 +29,12 @@ def patient_layers(
     return [(l, l * (depth_t // depth_s)) for l in range(1, depth_s)]
 
 # %% ../../nbs/baselines/pkd.ipynb #8e33efcd
-def _checked(states_s, states_t, ndim):
+def _checked(states_s, states_t, shape):
     "Both as lists in the loss's precision, the teacher's detached; a `ValueError` unless they match one to one"
-    shapes = [[tuple(h.shape) for h in o] for o in (states_s, states_t)]
-    if not shapes[0] or shapes[0] != shapes[1] or any(len(shape) != ndim for shape in shapes[0]):
-        raise ValueError(f"PKD has no projection: student and teacher need as many layers of one shape and width, {'(N, D)' if ndim == 2 else '(N, L, D)'} each, "
-                         f"not {shapes[0]} and {shapes[1]}")
+    if not len(states_s) or len(states_s) != len(states_t):
+        raise ValueError(f"PKD needs as many layers of the student as of the teacher, at least one, not {len(states_s)} and {len(states_t)}")
+    layers = {f'{who}_{i}': (h, shape) for who, o in (('student', states_s), ('teacher', states_t)) for i, h in enumerate(o, 1)}
+    check('PKD has no projection: student and teacher need layers of one shape and width', **layers)
     dtype = float_of(*states_s, *states_t)
     return [h.to(dtype) for h in states_s], [h.detach().to(dtype) for h in states_t]
 
@@ -45,7 +45,8 @@ def pkd(
     normalise: bool = True, # Compare directions only; else the states as they are
 ) -> Tensor: # Scalar
     "Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released)"
-    s, t = (torch.stack(o) for o in _checked(states_s, states_t, 2))
+    s, t = (torch.stack(o) for o in _checked(states_s, states_t, 'N D'))
+    if not s.numel(): return s.sum()
     return F.mse_loss(unit(s), unit(t)) if normalise else F.mse_loss(s, t)
 
 # %% ../../nbs/baselines/pkd.ipynb #2d579f53
@@ -55,8 +56,8 @@ def pkd_sequence(
     mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 ) -> Tensor: # Scalar
     "Patience over whole sequences: mean squared difference of normalised examples, summed over the layers (FSD, released code)"
-    states_s, states_t = _checked(states_s, states_t, 3)
+    states_s, states_t = _checked(states_s, states_t, 'N L D')
     n, l, d = states_s[0].shape
-    if mask is not None and mask.shape != (n, l): raise ValueError(f"mask must be {(n, l)}, as the hidden states, not {tuple(mask.shape)}")
+    check('the mask must have one value a position', h=(states_s[0], 'N L D'), mask=(mask, 'N L'))
     tokens = n*l if mask is None else (mask != 0).sum().clamp(min=1)
     return sum(F.mse_loss(unit(flat(s, mask)), unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)

@@ -10,26 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import exact_of, float_of, gram
+from ..cka import check, exact_of, float_of, gram
 from ..losses import check_shapes, flat
 
 # %% ../../nbs/baselines/rkd.ipynb #da8fb282
 def _gram(x):
-    "Centred Gram matrix in float64, or float32 on Apple's GPUs, which lack the other"
-    return gram(x.to(exact_of(x)))
+    "Centred Gram matrix in float64 where there is one"
+    return gram(x, dtype=exact_of(x))
 
 def _distances(k):
     "Distances by Gram matrix, and 0 with zero gradient between examples that differ by no more than rounding"
     norms = k.diagonal()
     squares = norms[:, None] + norms - 2*k
-    same = squares <= 1000 * torch.finfo(k.dtype).eps * norms.max()
+    same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax() if len(norms) else 0)
     return squares.masked_fill(same, 1).sqrt().masked_fill(same, 0)
 
 # %% ../../nbs/baselines/rkd.ipynb #32523209
 def _relative(k):
-    "Distances over their mean"
+    "Distances over the mean of all pairs of different examples"
     d = _distances(k)
-    mean = d.sum() / (d != 0).sum().clamp(min=1)
+    mean = d.sum() / max(1, len(d) * (len(d) - 1))
     return d / mean.masked_fill(mean == 0, 1)
 
 def _cosines(k):
@@ -40,11 +40,12 @@ def _cosines(k):
 
 # %% ../../nbs/baselines/rkd.ipynb #d85b042f
 def _grams(x_s, x_t):
-    if not x_s.ndim == x_t.ndim == 2 or len(x_s) != len(x_t):
-        raise ValueError(f"student and teacher need (N, D_s) and (N, D_t) of the same examples, not {tuple(x_s.shape)} and {tuple(x_t.shape)}")
+    check('student and teacher must show the same examples', x_s=(x_s, 'N D_s'), x_t=(x_t, 'N D_t'))
     return _gram(x_s), _gram(x_t.detach())
 
-def _loss(relation, k_s, k_t): return F.smooth_l1_loss(relation(k_s), relation(k_t))
+def _loss(relation, k_s, k_t):
+    if not len(k_s): return k_s.sum()
+    return F.smooth_l1_loss(relation(k_s), relation(k_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #98786cd0
 def rkd_distance(
