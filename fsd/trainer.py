@@ -76,7 +76,7 @@ def check_label_names(student, teacher): # Configurations
 # %% ../nbs/10_trainer.ipynb #55a177b2
 def check_apart(student:nn.Module, teacher:nn.Module):
     "A `ValueError` if weights that the student learns are the teacher's own."
-    theirs = {p.untyped_storage().data_ptr() for p in teacher.parameters()}
+    theirs = {p.untyped_storage().data_ptr() for p in teacher.parameters()} - {0} # where nothing is stored
     shared = [n for n,p in student.named_parameters() if p.requires_grad and p.untyped_storage().data_ptr() in theirs]
     if shared:
         raise ValueError(f"{len(shared)} weights of the student are the teacher's own, such as {shared[0]}: training would move the teacher; "
@@ -155,7 +155,7 @@ class DistillationTrainer(Trainer):
         pad = processing_class.pad_token_id if processing_class else model.config.pad_token_id or 0
         self.to_longest = collate(pad) if kwargs.get('data_collator') is None else None
         fixed = args.padding=='paper' and any(kind=='hidden' for kind,_ in self.objective.needs_s)
-        if fixed:
+        if fixed and self.to_longest:
             for m in (model, getattr(self.teacher, 'model', model)): check_length(m, args.max_length)
         if self.to_longest: kwargs['data_collator'] = collate(pad, args.max_length) if fixed else self.to_longest
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processing_class, **kwargs)

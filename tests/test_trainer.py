@@ -112,6 +112,7 @@ def test_kept_features_of_other_labels_or_another_padding_are_refused(make, teac
     (dict(memory=memory.numpy()), 'not a ndarray'),
     (dict(conf=dict(max_grad_norm=None)), 'max_grad_norm=None is not a number; 0 clips nothing'),
     (dict(conf=dict(max_length=17), method='fsd_il'), 'max_length=17 is more than the 16 positions'),
+    (dict(method='fsd_il', teacher=lambda batch: None), 'set teacher.depth to its number of blocks'),
     (dict(student=tiny(2).half()), 'weights of the student are half precision')])
 def test_what_a_trainer_cannot_do_with_is_said_at_construction(make, given, words):
     with pytest.raises(ValueError, match=words): make(**given)
@@ -147,6 +148,10 @@ def test_a_collator_of_ones_own_is_used_everywhere_and_the_usual_one_pads_evalua
     usual = make('fsd_il', eval_dataset=rows)
     assert next(iter(usual.get_train_dataloader()))['input_ids'].shape[1]==16
     assert next(iter(usual.get_eval_dataloader()))['input_ids'].shape[1]==next(iter(usual.get_test_dataloader(rows)))['input_ids'].shape[1]==11
+
+def test_metrics_see_what_the_users_functions_make_of_logits(make):
+    t = make(eval_dataset=rows, preprocess_logits_for_metrics=lambda logits, labels: logits.argmax(-1), compute_metrics=lambda p: dict(right=(p.predictions==p.label_ids).mean()))
+    assert 0<=t.evaluate()['eval_right']<=1 and t.predict(rows).predictions.shape==(24,)
 
 def test_smoothed_labels_are_those_of_transformers(make, tmp_path):
     t = make('nods', teacher=None, conf=dict(label_smoothing_factor=.3), eval_dataset=rows)
