@@ -97,6 +97,8 @@ def check_pair(
             raise ValueError(f"the student's vocabulary has {s.vocab_size} words, the teacher's {t.vocab_size}, and both read the same tokens; "
                              "give them one tokenizer (if it is one and only the tables differ: resize_token_embeddings)")
         if logits and ours==theirs: check_label_names(s, t)
+        if logits and None not in (s.problem_type, t.problem_type) and s.problem_type!=t.problem_type:
+            raise ValueError(f"the student's problem_type is {s.problem_type!r}, the teacher's {t.problem_type!r}, so that its logits mean something else; take a teacher of the same kind")
     else: theirs = teacher.logits.shape[1] if isinstance(teacher, KeptTeacher) else ours
     if logits and ours!=theirs: raise ValueError(f"the student has {ours} labels, the teacher {theirs}; give the student num_labels={theirs}, or take a teacher of its task")
 
@@ -152,6 +154,7 @@ class DistillationTrainer(Trainer):
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = _as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
+        if self.objective.learned and args.ddp_find_unused_parameters is None: args.ddp_find_unused_parameters = False # the memory is used, but outside `forward`
         pad = processing_class.pad_token_id if processing_class else model.config.pad_token_id or 0
         self.to_longest = collate(pad) if kwargs.get('data_collator') is None else None
         fixed = args.padding=='paper' and any(kind=='hidden' for kind,_ in self.objective.needs_s)

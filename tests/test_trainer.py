@@ -48,6 +48,7 @@ def named(*names): return dict(id2label=dict(enumerate(names)), label2id={n:i fo
 @pytest.mark.parametrize('ours, theirs, words', [
     (named('no','yes'), named('yes','no'), r"\['no', 'yes'\], the teacher's \['yes', 'no'\]: in another order"),
     (named('no','yes'), named('false','true'), 'under other names'),
+    (dict(problem_type='multi_label_classification'), dict(problem_type='single_label_classification'), "the teacher's 'single_label_classification'"),
     (dict(num_labels=3), {}, 'the student has 3 labels, the teacher 2'),
     (dict(vocab_size=61), {}, "vocabulary has 61 words, the teacher's 60")])
 def test_a_teacher_of_something_else_is_refused_naming_both(make, ours, theirs, words):
@@ -138,6 +139,11 @@ def test_an_optimizer_given_as_a_class_moves_student_and_memory(make):
         before = weights(t)
         t.train()
         assert type(t.optimizer.optimizer) is torch.optim.SGD and not any(torch.equal(a, b) for a,b in ((before[0], weights(t)[0]), (before[-1], weights(t)[-1])))
+
+def test_several_processes_do_not_look_for_a_memory_in_the_students_forward_pass(make):
+    "With such a look DistributedDataParallel ends at the first step: the memory has its gradient from the loss alone."
+    assert [make(m).args.ddp_find_unused_parameters for m in ('fsd','vkd')]==[False, None]
+    assert make('fsd', conf=dict(ddp_find_unused_parameters=True)).args.ddp_find_unused_parameters is True
 
 def test_a_collator_of_ones_own_is_used_everywhere_and_the_usual_one_pads_evaluation_to_the_longest(make):
     text = Dataset.from_list([dict(text='ab'*(2+i%3), labels=i%2) for i in range(16)])
