@@ -4,35 +4,37 @@
 
 # %% auto #0
 __all__ = ['sizes', 'tasks', 'squad_rows', 'read_squad', 'demo_squad', 'SquadData', 'load_squad', 'normalise', 'exact_match',
-           'token_f1', 'squad_scores', 'windows', 'best_spans', 'Answer', 'answers', 'SquadSettings', 'resolve_squad',
-           'load_reader', 'window_logits', 'Reading', 'score_table', 'beside_gold']
+           'token_f1', 'squad_scores', 'rightwards', 'windows', 'best_spans', 'Answer', 'answers', 'SquadSettings',
+           'resolve_squad', 'load_reader', 'window_logits', 'Reading', 'score_table', 'beside_gold']
 
 # %% ../nbs/16_squad.ipynb #c844feda
-import html, math, os, re, shutil, string, time
+import copy, html, math, os, re, shutil, string, time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from random import Random
 import datasets as hfd
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from datasets import Dataset, Features, List, Value
 from fastcore.basics import patch
 from huggingface_hub import constants as hub
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, DataCollatorWithPadding, PreTrainedModel, PrinterCallback, Trainer, TrainingArguments
+from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoConfig, AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedModel, PrinterCallback
 from . import runs
 from .demo import is_dev, a, cap, cities, days, kinds, men, two, verbs, women
-from .experiment import peak_memory, once, shown
+from .experiment import once
 from .glue import content, hub_answers
-from .kept import fingerprint, kept, newest_valid, outputs, read_json, seal, write_json
-from .models import check_folder, check_length, find_model, model_fingerprint, model_name, quiet
+from .kept import fingerprint, kept, newest_valid, outputs, read_json, shown, write_json
+from .models import check_folder, check_length, find_model, load_tokenizer, model_fingerprint, model_name, quiet
 from .settings import beside, check_values, parse, read_settings, setting, unknown
 from .trainer import NonFinite, LogBeforeSave
+from .wid import OneDevice, SoundTrainer, check_words
 
 # %% ../nbs/16_squad.ipynb #eb7cd9b4
 sizes = {'1.1': dict(train=87599, validation=10570), '2.0': dict(train=130319, validation=11873)}
@@ -250,12 +252,19 @@ def squad_scores(
     ids,answers = rows['id'][:],rows['answers'][:]
     if not len(ids): raise ValueError('no questions to score')
     if missing := [i for i in ids if i not in predictions]: raise ValueError(f'{len(missing)} of {len(ids)} questions have no prediction, the first {missing[0]}')
+    if odd := [i for i in ids if not isinstance(predictions[i], str)]: raise ValueError(f'the prediction for {odd[0]} is {predictions[odd[0]]!r}, not a text; no answer is an empty one')
     each = pd.DataFrame([{m:max(f(predictions[i], g) for g in _golds(o)) for m,f in (('em',exact_match), ('f1',token_f1))} for i,o in zip(ids, answers)])
     has = np.array([bool(o['text']) for o in answers])
     parts = {'validation':has|True} | ({'has_answer':has, 'no_answer':~has} if has.any() and not has.all() else {})
     return {p:each[of].mean().to_dict() for p,of in parts.items()}
 
 # %% ../nbs/16_squad.ipynb #fcc75389
+def rightwards(tokenizer:Callable)->Callable:
+    "`tokenizer`, made to cut and pad on the right, as positions are counted from the left here; itself stays as it is."
+    new = copy.copy(tokenizer)
+    new.padding_side = new.truncation_side = 'right'
+    return new
+
 def _short(questions:list[str], tokenizer:Callable, most:int)->list[str]:
     "Questions without white space around them, cut to `most` tokens."
     questions = [q.strip() for q in questions]
@@ -273,6 +282,23 @@ def _span(offsets:list, answers:dict, cls:int, first:bool, last:bool)->tuple[int
     return (inside[0],inside[-1]) if whole else (cls,cls)
 
 # %% ../nbs/16_squad.ipynb #a3243b46
+def _portions(rows:Dataset, most:int=200_000)->Iterator[tuple[int,dict]]:
+    "`rows` in portions of at most `most` characters, unless one alone has more, each with the number of its first row."
+    for i in range(0, len(rows), 500):
+        part,first,size = rows[i:i+500],0,0
+        for j,n in enumerate([*map(len, part['context']), most+1]):
+            if j and size+n>most:
+                yield i+first, {k:v[first:j] for k,v in part.items()}
+                first,size = j,0
+            size += n
+
+def _no_room(tokenizer:Callable, max_length:int, stride:int, max_question:int)->str|None:
+    "Why there are no windows like that, if there are none."
+    if not getattr(tokenizer, 'is_fast', False): return f'{type(tokenizer).__name__} is not a fast tokenizer: it does not say which characters a token stands for'
+    if lacks := [n for n in ('cls_token','pad_token') if getattr(tokenizer, f'{n}_id') is None]: return f'{type(tokenizer).__name__} has no {lacks[0]}, which marks that there is no answer, or fills up what is short'
+    room = max_length-max_question-tokenizer.num_special_tokens_to_add(pair=True)
+    if stride>=room: return f'max_length={max_length} leaves {room} tokens for the context behind a question of max_question={max_question}; stride={stride} must be fewer'
+
 def windows(
     rows:Dataset, # Questions, as `squad_rows` has them
     tokenizer:Callable, # A fast tokenizer of transformers
@@ -282,18 +308,17 @@ def windows(
     places:bool=True, # Also `row` and `offsets`, which answers are read off with and training has no use for
 )->Dataset: # What a model reads, `start_positions`, `end_positions`; number of the `row`, `offsets` of each token in the context, (-1, -1) outside
     "Every question with every window of its context."
-    if not getattr(tokenizer, 'is_fast', False): raise ValueError(f'{type(tokenizer).__name__} is not a fast tokenizer: it does not say which characters a token stands for')
-    room = max_length-max_question-tokenizer.num_special_tokens_to_add(pair=True)
-    if stride>=room: raise ValueError(f'max_length={max_length} leaves {room} tokens for the context behind a question of max_question={max_question}; stride={stride} must be fewer')
+    if why := _no_room(tokenizer, max_length, stride, max_question): raise ValueError(why)
+    tokenizer = rightwards(tokenizer)
     def encode(part, first):
         found = tokenizer(_short(part['question'], tokenizer, max_question), part['context'], truncation='only_second', max_length=max_length, stride=stride,
                           return_overflowing_tokens=True, return_offsets_mapping=True)
         of = found.pop('overflow_to_sample_mapping')
         offsets = [[o if s==1 else (-1,-1) for o,s in zip(found['offset_mapping'][k], found.sequence_ids(k))] for k in range(len(of))]
-        spans = [_span(offsets[k], part['answers'][i], found['input_ids'][k].index(tokenizer.cls_token_id), i not in of[:k][-1:], i not in of[k+1:k+2]) for k,i in enumerate(of)]
-        where = dict(row=[first+i for i in of], offsets=offsets) if places else {}
+        spans = [_span(offsets[k], part['answers'][i], found['input_ids'][k].index(tokenizer.cls_token_id), k==0 or of[k-1]!=i, of[k+1:k+2]!=[i]) for k,i in enumerate(of)]
+        where = dict(row=[first+i for i in of], offsets=[np.array(o, dtype=np.int32) for o in offsets]) if places else {}
         return Dataset.from_dict({k:v for k,v in found.items() if k!='offset_mapping'} | dict(start_positions=[s for s,_ in spans], end_positions=[e for _,e in spans]) | where)
-    return hfd.concatenate_datasets([encode(rows[i:i+500], i) for i in range(0, len(rows), 500)])
+    return hfd.concatenate_datasets([encode(part, first) for first,part in _portions(rows)])
 
 # %% ../nbs/16_squad.ipynb #16ebcd98
 def best_spans(
@@ -306,11 +331,12 @@ def best_spans(
     "The `n` best spans of one window."
     at = context.nonzero()[:,0]
     if not len(at): return []
-    score = start[at].float()[:,None] + end[at].float()
-    far = at-at[:,None]
-    score = score.masked_fill((far<0)|(far>=longest), -torch.inf).flatten()
+    band = max(1, min(longest, len(at)))
+    def ahead(x, beyond): return F.pad(x, (0, band-1), value=beyond).unfold(0, band, 1) # (tokens, band): each and those behind it
+    score = start[at].float()[:,None] + ahead(end[at].float(), -math.inf)
+    score = score.masked_fill(ahead(at, 0)-at[:,None]>=longest, -math.inf).flatten()
     top = score.topk(min(n, len(score)))
-    return [(v, int(at[k//len(at)]), int(at[k%len(at)])) for v,k in zip(top.values.tolist(), top.indices.tolist()) if v>-math.inf]
+    return [(v, int(at[k//band]), int(at[k//band+k%band])) for v,k in zip(top.values.tolist(), top.indices.tolist()) if v>-math.inf]
 
 # %% ../nbs/16_squad.ipynb #20f5168f
 @dataclass(frozen=True)
@@ -332,6 +358,7 @@ def answers(
     "The best answers to every question over its windows."
     spans,null = [{} for _ in rows],[math.inf]*len(rows)
     for w,(start,end) in zip(found, logits, strict=True):
+        if not (start.isfinite().all() and end.isfinite().all()): raise NonFinite(f"question {rows[w['row']]['id']}: the model's scores are not all finite, so that they mark no answer; a lower lr may help")
         cls = w['input_ids'].index(cls_token_id)
         null[w['row']] = min(null[w['row']], float(start[cls]+end[cls]))
         at = torch.tensor(w['offsets'])
@@ -352,7 +379,7 @@ _usual = dict(
     max_question=64, max_answer=30,            # defaults of BERT's run_squad.py
     null_threshold=0., warmup=.1,              # likewise
     weight_decay=.01, max_grad_norm=1.,        # BERT's optimizer
-    precision='fp32', eval_batch_size=64, checkpoint_every=500, log_every=50, max_steps=None, train_examples=None) # ours
+    precision='fp32', device='auto', eval_batch_size=64, checkpoint_every=500, log_every=50, max_steps=None, train_examples=None) # ours
 _demo = dict(batch_size=8, checkpoint_every=50, log_every=5) # ours: more steps out of few questions
 
 @dataclass(kw_only=True)
@@ -361,7 +388,7 @@ class SquadSettings:
     version:str = setting("1.1, or 2.0 with questions that have no answer", choices=('1.1','2.0'))
     data:str = setting("auto, hub, demo, a folder with SQuAD files or one of them")
     model:str = setting("pre-trained encoder: auto, a folder, or a name on the hub")
-    seed:int = setting("seed of the head, dropout, order of examples", low=0)
+    seed:int = setting("seed of the head, dropout, order of examples", low=0, high=2**32-1)
     epochs:int = setting("passes over the data", low=1)
     lr:float = setting("peak learning rate", above=0)
     batch_size:int = setting("windows per step on a device", low=1)
@@ -370,15 +397,18 @@ class SquadSettings:
     max_question:int = setting("tokens read of a question", low=1)
     max_answer:int = setting("longest answer in tokens", low=1)
     null_threshold:float = setting("how much better than the best span no answer must score, version 2.0")
-    warmup:float = setting("share of the steps with rising learning rate", low=0, high=1)
+    warmup:float = setting("share of the steps with rising learning rate", low=0, below=1)
     weight_decay:float = setting("AdamW's weight decay", low=0)
     max_grad_norm:float = setting("gradients are clipped to this norm", above=0)
     precision:str = setting("arithmetic of training", choices=('fp32','bf16'))
+    device:str = setting("where to compute; auto is the GPU if there is one, else the CPU", choices=('auto','cpu','cuda','mps','xpu'))
     eval_batch_size:int = setting("windows per step in evaluation", low=1)
     checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
     log_every:int = setting("optimizer steps between logged losses", low=1)
     max_steps:int|None = setting("stop after this many optimizer steps; never a result", low=1)
     train_examples:int|None = setting("use only the first questions; never a result", low=1)
+
+    def __post_init__(self): check_values(self, SquadSettings)
 
 def resolve_squad(
     model_section:str='', # Short name of the model: its section of `settings.ini`, if there is one, gives `lr` and `warmup`
@@ -392,19 +422,22 @@ def resolve_squad(
     ini = read_settings()
     of_model = {k:v for k,v in (ini[model_section] if ini.has_section(model_section) else {}).items() if k in ('lr','warmup')}
     given = _usual | of_model | (_demo if demo else {}) | {k:v for k,v in params.items() if v is not None}
-    s = SquadSettings(**{k:parse(k, kinds[k], v) for k,v in given.items()})
-    check_values(s, SquadSettings)
-    return s
+    return SquadSettings(**{k:parse(k, kinds[k], v) for k,v in given.items()})
 
 # %% ../nbs/16_squad.ipynb #3b94d834
+def _refuse(model, kind:str): raise ValueError(f'{model} is of the kind {kind!r}; questions are answered by encoders that are built like BERT and read both ways')
+
 def load_reader(
     model:str|Path, # A folder; of an encoder, a classifier or a finished reader
     seed:int=0, # Of the head, if the files have none
 )->PreTrainedModel:
     "The model in `model` with a head that marks answers, in eval mode and float32."
+    config = AutoConfig.from_pretrained(check_folder(model))
+    if type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING or getattr(config, 'is_encoder_decoder', False) or getattr(config, 'is_decoder', False): _refuse(model, config.model_type)
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        m,info = AutoModelForQuestionAnswering.from_pretrained(check_folder(model), dtype=torch.float32, output_loading_info=True)
+        m,info = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+    if not hasattr(m.base_model, 'embeddings'): _refuse(model, config.model_type)
     if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
         raise ValueError(f'{model} lacks {len(lost)} weights of a {m.config.model_type} encoder, the first {lost[0]}; is it a whole model?')
     if info['mismatched_keys']: raise ValueError(f"{model}: weights of another shape, the first {sorted(info['mismatched_keys'])[0]}")
@@ -420,26 +453,14 @@ def window_logits(
     "Run `model` over all windows."
     out,inputs = [],found.remove_columns(['start_positions','end_positions','row','offsets'])
     with quiet():
-        for batch in DataLoader(inputs, batch_size, collate_fn=DataCollatorWithPadding(tokenizer)):
+        for batch in DataLoader(inputs, batch_size, collate_fn=DataCollatorWithPadding(rightwards(tokenizer))):
             o = model(**batch.to(model.device))
             for n,s,e in zip(batch['attention_mask'].sum(1).tolist(), o.start_logits.float().cpu(), o.end_logits.float().cpu()): out.append((s[:n], e[:n]))
     return out
 
 # %% ../nbs/16_squad.ipynb #930da6d3
-class _OneDevice(TrainingArguments):
-    "One GPU per process: a step is `batch_size` windows on any machine."
-    @property
-    def n_gpu(self)->int: return min(1, super().n_gpu)
-
-class _ReaderTrainer(Trainer):
-    "transformers' own, with sealed checkpoints; a loss that is not a number ends it."
-    def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        seal(Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}', step=self.state.global_step)
-
-    def log(self, logs, *args, **kwargs):
-        if not math.isfinite(logs.get('loss', 0.)): raise NonFinite(f"step {self.state.global_step}: the loss is {logs['loss']}; a lower lr may help")
-        super().log(logs, *args, **kwargs)
+class _ReaderTrainer(SoundTrainer):
+    "Trains readers."
 
 # %% ../nbs/16_squad.ipynb #1180e312
 _of_answers = {'null_threshold','max_answer'} # change what is read off the model, not the model
@@ -453,13 +474,14 @@ class Reading:
         **params): # Any field of `SquadSettings`
         if int(os.environ.get('WORLD_SIZE', 1))>1: raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run takes one process; start one per GPU for different models or seeds")
         asked = resolve_squad(**params)
-        self.source = find_model(asked.model)
+        self.device,self.source = runs.find_device(asked.device),find_model(asked.model)
         self.name = model_name(self.source)
         self.data = load_squad(asked.version, asked.data)
         of_run = dict(model_section=self.name, demo=self.data.source=='demo')
         s = self.settings = resolve_squad(**of_run, **params)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.source)
-        check_length(load_reader(self.source), s.max_length)
+        self.tokenizer,reader = rightwards(load_tokenizer(self.source)),load_reader(self.source)
+        check_length(reader, s.max_length)
+        check_words(self.tokenizer, reader.config)
         windows(self.data.splits['validation'].select([0]), self.tokenizer, s.max_length, s.stride, s.max_question)
         usual = asdict(resolve_squad(**of_run, version=s.version))
         self.overrides = {k:v for k,v in asdict(s).items() if v!=usual[k] and k not in beside}
@@ -469,13 +491,15 @@ class Reading:
         self.folder = runs.folder_of(dict(task=self.task, method='finetune', seed=s.seed), self.name, self.kind, self.overrides)
         self.found = {}
 
-    @property
-    def device(self)->torch.device: return torch.accelerator.current_accelerator() or torch.device('cpu')
+    @cached_property
+    def weights(self)->str:
+        "Fingerprint of the pre-trained model and its tokenizer."
+        return model_fingerprint(self.source)
     @property
     def determined_by(self)->dict:
         "All that determines the fine-tuned model, the code among it."
         s = {k:v for k,v in asdict(self.settings).items() if k not in _of_answers|beside-{'seed'}}
-        return dict(code=self.code, data=self.data.fingerprint, model=model_fingerprint(self.source), settings=s)
+        return dict(code=self.code, data=self.data.fingerprint, model=self.weights, settings=s)
     @property
     def fingerprint(self)->str:
         "Name of all that determines the scores."
@@ -495,7 +519,7 @@ class Reading:
         s = self.settings
         return {'task': f'SQuAD {s.version}{_words.get(self.kind, "")}', 'data': self.data.where, 'questions': ', '.join(f'{n} {len(o):,}' for n,o in self.data.splits.items()),
                 'model': self.source.words, 'windows': f'{s.max_length} tokens, neighbours share {s.stride}',
-                'training': f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size}, {s.precision}', 'device': runs.environment()['device'], 'seed': s.seed,
+                'training': f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size}, {s.precision}', 'device': runs.environment(self.device)['device'], 'seed': s.seed,
                 'changed by hand': ', '.join(f'{k}={v}' for k,v in self.overrides.items()) or 'nothing', 'record': shown(self.folder/'run.json')}
 
     def _repr_markdown_(self)->str: return '\n'.join(['| | |','|---|---|', *(f'| {k} | {v} |' for k,v in self.summary().items())])
@@ -505,19 +529,21 @@ class Reading:
 def _train(self:Reading, folder:Path):
     "Fine-tune and save into `folder`; checkpoints lie under the name that the model will have."
     s,start,checkpoints = self.settings,time.time(),outputs()/'checkpoints'/f'readers-{self.place.name}'
-    args = _OneDevice(str(checkpoints), num_train_epochs=s.epochs, max_steps=s.max_steps or -1, learning_rate=s.lr, warmup_steps=s.warmup, weight_decay=s.weight_decay,
+    model,rows = load_reader(self.source, s.seed),self._windows('train')
+    most = min(s.max_steps, s.epochs*math.ceil(len(rows)/s.batch_size)) if s.max_steps else -1
+    args = OneDevice(str(checkpoints), num_train_epochs=s.epochs, max_steps=most, learning_rate=s.lr, warmup_steps=s.warmup, weight_decay=s.weight_decay,
         max_grad_norm=s.max_grad_norm, per_device_train_batch_size=s.batch_size, lr_scheduler_type='linear', bf16=s.precision=='bf16', seed=s.seed, save_steps=s.checkpoint_every,
         save_total_limit=2, logging_steps=s.log_every, logging_nan_inf_filter=False, use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda', disable_tqdm=True, report_to='none')
-    model,rows = load_reader(self.source, s.seed),self._windows('train')
     with quiet():
         trainer = _ReaderTrainer(model, args, DataCollatorWithPadding(self.tokenizer), rows, processing_class=self.tokenizer, callbacks=[LogBeforeSave()])
         trainer.remove_callback(PrinterCallback)
         if last := newest_valid(checkpoints): print(f'Resuming from {shown(last)}', flush=True)
         trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if not all(p.isfinite().all() for p in model.parameters()): raise NonFinite('after the last step the weights are not finite; a lower lr may help')
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
     write_json(folder/'training.json', dict(history=[{k:l[k] for k in ('step','epoch','loss','learning_rate')} for l in trainer.state.log_history if 'loss' in l],
-        windows=len(rows), seconds=time.time()-start, peak_memory=peak_memory(), environment=runs.environment(args.device)))
+        windows=len(rows), seconds=time.time()-start, peak_memory=runs.peak_memory(args.device), environment=runs.environment(args.device)))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 @patch(as_prop=True)
@@ -553,7 +579,7 @@ def _record(self:Reading, training:dict, scores:dict)->dict:
     settings = {k:v for k,v in asdict(s).items() if k not in ('model','data')} | dict(task=self.task, method='finetune', padding='masked')
     return dict(kind=self.kind, fingerprint=self.fingerprint, settings=settings, overrides=self.overrides,
         data=dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial, rows={k:len(v) for k,v in d.splits.items()}, windows=dict(train=training['windows'])),
-        model=dict(name=self.name, source=self.source.source, fingerprint=model_fingerprint(self.source)), environment=training['environment'],
+        model=dict(name=self.name, source=self.source.source, fingerprint=self.weights), environment=training['environment'],
         seconds=dict(student=training['seconds']), peak_memory=training['peak_memory'], scores=dict(teacher={}, student=scores), best=scores, history=training['history'])
 
 @patch
