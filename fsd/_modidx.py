@@ -846,7 +846,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'fsd.wid._untie': ('wid.html#_untie', 'fsd/wid.py'),
                          'fsd.wid.check_inheritable': ('wid.html#check_inheritable', 'fsd/wid.py'),
                          'fsd.wid.check_shares': ('wid.html#check_shares', 'fsd/wid.py'),
-                         'fsd.wid.check_words': ('wid.html#check_words', 'fsd/wid.py'),
                          'fsd.wid.choose': ('wid.html#choose', 'fsd/wid.py'),
                          'fsd.wid.compact': ('wid.html#compact', 'fsd/wid.py'),
                          'fsd.wid.cut': ('wid.html#cut', 'fsd/wid.py'),

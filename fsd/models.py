@@ -138,7 +138,7 @@ def _set_by_hand(t)->dict:
 
 def _unsaid(path:Path, words:list[Path])->dict:
     "What the tokenizer in the folder `path` does otherwise than its vocabulary files say; mostly nothing."
-    t = AutoTokenizer.from_pretrained(path)
+    t = load_tokenizer(path)
     names = {} if t.model_input_names==type(t).model_input_names else dict(inputs=t.model_input_names)
     if not t.is_fast: return names | _set_by_hand(t)
     now,said = _behaviour(t.backend_tokenizer), _behaviour(_described(words, type(t)))

@@ -31,10 +31,10 @@ from .demo import is_dev, a, cap, cities, days, kinds, men, two, verbs, women
 from .experiment import once
 from .glue import content, hub_answers
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, shown, write_json
-from .models import check_folder, check_length, find_model, load_tokenizer, model_fingerprint, model_name, quiet
+from .models import check_folder, check_length, check_words, find_model, load_tokenizer, model_fingerprint, model_name, quiet
 from .settings import beside, check_values, parse, read_settings, setting, unknown
 from .trainer import NonFinite, LogBeforeSave
-from .wid import OneDevice, SoundTrainer, check_words
+from .wid import OneDevice, SoundTrainer
 
 # %% ../nbs/16_squad.ipynb #eb7cd9b4
 sizes = {'1.1': dict(train=87599, validation=10570), '2.0': dict(train=130319, validation=11873)}
@@ -481,7 +481,7 @@ class Reading:
         s = self.settings = resolve_squad(**of_run, **params)
         self.tokenizer,reader = rightwards(load_tokenizer(self.source)),load_reader(self.source)
         check_length(reader, s.max_length)
-        check_words(self.tokenizer, reader.config)
+        check_words(self.tokenizer, reader.config, self.name)
         windows(self.data.splits['validation'].select([0]), self.tokenizer, s.max_length, s.stride, s.max_question)
         usual = asdict(resolve_squad(**of_run, version=s.version))
         self.overrides = {k:v for k,v in asdict(s).items() if v!=usual[k] and k not in beside}

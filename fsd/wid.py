@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['strategies', 'penalties', 'CompactedLinear', 'Selection', 'CompactedLayerNorm', 'check_inheritable', 'compact',
            'Tied', 'tied_sets', 'wid_config', 'wid_size', 'merge', 'cut', 'check_shares', 'choose', 'edit_gradients',
-           'shrink', 'parameter_groups', 'Inheritance', 'Corpus', 'read_corpus', 'Draws', 'wordy', 'check_words',
-           'Masking', 'masked_loss', 'mlm_loss', 'OneDevice', 'SoundTrainer', 'CompressionSettings', 'Compression']
+           'shrink', 'parameter_groups', 'Inheritance', 'Corpus', 'read_corpus', 'Draws', 'wordy', 'Masking',
+           'masked_loss', 'mlm_loss', 'OneDevice', 'SoundTrainer', 'CompressionSettings', 'Compression']
 
 # %% ../nbs/11_wid.ipynb #71426da3
 import copy, json, math, os, shutil, tempfile, time
@@ -25,7 +25,7 @@ from .cka import float_of
 from .demo import demo_rows
 from .glue import tasks
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, seal, write_json
-from .models import blocks, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
+from .models import blocks, check_words, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
 from .runs import environment, find_device
 from .settings import check_values, parse, setting, unknown
 from .trainer import LogBeforeSave, NonFinite
@@ -431,14 +431,6 @@ def wordy(
     special = {*tokenizer.all_special_ids}
     return [r for r in rows if not special.issuperset(r)]
 
-def check_words(
-    tokenizer,
-    config, # Of a model
-):
-    "A `ValueError` if the tokenizer has words that the model has no embedding for."
-    word,last = max(tokenizer.get_vocab().items(), key=lambda o: o[1])
-    if last>=config.vocab_size: raise ValueError(f"the tokenizer numbers its words up to {last:,} ({word!r}), the model has embeddings for {config.vocab_size:,}: are they of the same model?")
-
 class Masking(DataCollatorForLanguageModeling):
     "transformers' masking of words, the same for the same draws; at least one word of a batch is masked."
     def __call__(self, rows, return_tensors=None):
@@ -556,7 +548,7 @@ class Compression:
         if s.max_length>self.config.max_position_embeddings: raise ValueError(f"max_length={s.max_length} is longer than the model's {self.config.max_position_embeddings} positions")
         self.tokenizer = load_tokenizer(self.source)
         self.tokenizer.padding_side = self.tokenizer.truncation_side = 'right' # BERT counts positions from the left
-        check_words(self.tokenizer, self.config)
+        check_words(self.tokenizer, self.config, self.name)
         self.corpus = read_corpus(s.corpus, s.held_out)
         self.rows,self.dev = (self._tokenised(getattr(self.corpus, o), o) for o in ('train','held_out'))
         if self.left_out: print(f"{self.left_out:,} lines without a word that the tokenizer knows are left out", flush=True)
