@@ -45,6 +45,7 @@ def _get(o, key:str, kind:type, where:str):
     if not isinstance(o, dict): raise ValueError(f'{where}: a {type(o).__name__} where a dict is expected')
     if key not in o: raise ValueError(f'{where}: no {key!r}')
     if type(o[key]) is not kind: raise ValueError(f'{where}: {key!r} is a {type(o[key]).__name__}, expected a {kind.__name__}')
+    if kind is str and re.search('[\ud800-\udfff]', o[key]): raise ValueError(f'{where}: {key!r} holds half a character (a lone surrogate), as from text cut in UTF-16')
     return o[key]
 
 def _checked(row:dict, version:str, where:str)->dict:
@@ -63,7 +64,7 @@ def _questions(file, version:str, name:str)->Iterator[tuple[str,dict]]:
     for i,article in enumerate(_get(file, 'data', list, name), 1):
         at = f'{name}: article {i}'
         paragraphs = _get(article, 'paragraphs', list, at)
-        title = article.get('title', '')
+        title = str(article.get('title') or '')
         if title: at += f' ({title})'
         for j,paragraph in enumerate(paragraphs, 1):
             there = f'{at}, paragraph {j}'

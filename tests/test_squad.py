@@ -1,10 +1,11 @@
 """SQuAD: scores, windows and answers where they are awkward, malformed files, resuming, and the command as a whole."""
 import json, math, shutil, subprocess, sys
 import nbformat, papermill, pytest, torch
-from conftest import root
+from conftest import build_for_cuda, root
 from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, BertConfig, BertForMaskedLM, RobertaTokenizerFast
+from transformers import (AutoModel, AutoModelForQuestionAnswering, AutoTokenizer, BartConfig, BertConfig, BertForMaskedLM, GPT2Config,
+                          RobertaTokenizerFast, XLNetConfig)
 from fsd import runs, squad
 from fsd.squad import Reading, SquadSettings, answers, beside_gold, best_spans, demo_squad, load_squad, read_squad, squad_rows, squad_scores, windows
 
@@ -88,6 +89,13 @@ def test_roberta_like_tokenizers(tmp_path):
     w = windows(rows, t, 40, 4, 12)
     assert marked(rows, w)==['Graz', 'in 1560', None] and 'token_type_ids' not in w.column_names
 
+def test_long_contexts_are_tokenised_in_small_portions(tokenizer):
+    rows = squad_rows(dict(data=[dict(paragraphs=[dict(context='anna of graz '*n, qas=[dict(id=f'{n}-{i}', question='who ?', answers=[]) for i in range(2)]) for n in (1, 400, 3, 900, 2)])]), '2.0')
+    portions = [(first, part['id']) for first,part in squad._portions(rows, most=6000)]
+    assert [i for _,ids in portions for i in ids]==rows['id'][:] and [f for f,_ in portions]==[sum(len(ids) for _,ids in portions[:k]) for k in range(len(portions))]
+    assert [len(ids) for _,ids in portions]==[3, 3, 1, 1, 2], 'a context that is too long by itself is alone'
+    assert sorted(set(windows(rows, tokenizer, 64, 8, 8)['row']))==list(range(10))
+
 # ---------------------------------------------------------------- answers
 
 def test_the_best_window_wins_and_null_is_the_lowest(tokenizer):
@@ -121,6 +129,14 @@ def test_a_context_without_words_has_no_answer(tokenizer):
     w = windows(rows, tokenizer, 16, 4, 4)
     z = [(torch.zeros(len(r['input_ids'])),)*2 for r in w]
     assert answers(rows, w, z, tokenizer.cls_token_id)['q0']==squad.Answer('', math.inf, [])
+
+@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_answer_nothing_and_end_it(tokenizer, bad):
+    rows = rows_of('anna of graz', ('who ?', ['anna']), ('when ?', []))
+    w = windows(rows, tokenizer, 40, 4, 12)
+    logits = [(torch.zeros(len(r['input_ids'])), torch.zeros(len(r['input_ids']))) for r in w]
+    logits[1][1][2] = bad
+    with pytest.raises(squad.NonFinite, match="question q1: the model's scores are not all finite"): answers(rows, w, logits, tokenizer.cls_token_id, threshold=0.)
 
 # ---------------------------------------------------------------- files
 
@@ -204,6 +220,13 @@ def test_any_encoder_is_read_and_half_of_one_is_not(tmp_path, tiny_bert):
     with pytest.raises(ValueError, match='lacks 16 weights of a bert encoder'): squad.load_reader(tmp_path/'lm')
     with pytest.raises(ValueError, match='is not a model folder'): squad.load_reader(tmp_path)
 
+@pytest.mark.parametrize('config', [GPT2Config(vocab_size=72, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2), XLNetConfig(vocab_size=72, d_model=8, n_layer=1, n_head=2, d_inner=8),
+    BartConfig(vocab_size=72, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8),
+    BertConfig(vocab_size=72, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, is_decoder=True)], ids=lambda c: c.model_type)
+def test_models_that_are_no_encoders_like_bert_are_refused(tmp_path, config):
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"is of the kind '{config.model_type}'; questions are answered by encoders that are built like BERT"): squad.load_reader(tmp_path)
+
 # ---------------------------------------------------------------- runs
 
 def steps(params):
@@ -217,7 +240,7 @@ def steps(params):
 
 @pytest.mark.parametrize('params, message', [
     (dict(verison='2.0'), "unknown parameter 'verison'; did you mean 'version'?"), (dict(version=3), "unknown version '3'"), (dict(lr='fast'), "lr='fast' is not a number"),
-    (dict(epochs=0), 'epochs=0 must be at least 1'), (dict(max_length=65), 'more than the 64 positions'), (dict(stride=41), 'stride=41 must be fewer'),
+    (dict(epochs=0), 'epochs=0 must be at least 1'), (dict(lr='nan'), 'lr=nan must be finite'), (dict(seed=2**33), 'seed=8589934592 must be at most 4294967295'), (dict(max_length=65), 'more than the 64 positions'), (dict(stride=41), 'stride=41 must be fewer'),
     (dict(model='/nowhere/bert'), "'/nowhere/bert' is no folder"), (dict(data='/nowhere/squad'), "'/nowhere/squad' is not a folder")])
 def test_what_cannot_be_meant_ends_before_anything_is_computed(outputs, tiny, params, message):
     with pytest.raises((ValueError, FileNotFoundError)) as e: next(n for n in steps(tiny | params) if 'exp' in n)
@@ -279,6 +302,53 @@ def test_what_is_read_off_the_model_does_not_train_it_again(outputs, tiny, capsy
     assert all(json.loads((run.folder/'predictions.json').read_text()).values())
     assert run.kind=='trials', 'the first questions only'
     assert Reading(version='2.0', null_threshold=99, **tiny).done().record==run.record
+
+def of_settings(folder, tiny_bert, **changed):
+    "A copy of the model with other settings of its tokenizer."
+    shutil.copytree(tiny_bert, folder)
+    file = folder/'tokenizer_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | changed))
+    return str(folder)
+
+def test_what_changes_the_tokens_is_another_run_and_what_does_not_is_the_same(outputs, tiny, tiny_bert, tmp_path):
+    usual,cased,left = Reading(**tiny),*(Reading(**tiny | dict(model=of_settings(tmp_path/name/tiny_bert.name, tiny_bert, **changed)))
+        for name,changed in (('a',dict(do_lower_case=False)), ('b',dict(padding_side='left', truncation_side='left'))))
+    assert cased.folder==usual.folder and cased.fingerprint!=usual.fingerprint and cased.place!=usual.place
+    assert left.fingerprint==usual.fingerprint and left._windows('validation')[:]==usual._windows('validation')[:]!=cased._windows('validation')[:]
+    usual.run()
+    assert cased.done() is None and left.done() is not None
+    model = squad.load_reader(usual.reader_folder)
+    w,sided = usual._windows('validation').select(range(9)),AutoTokenizer.from_pretrained(left.source)
+    assert sided.padding_side=='left' and len({len(i) for i in w['input_ids']})>1
+    for a,b in zip(squad.window_logits(model, w, sided, 9), squad.window_logits(model, w, usual.tokenizer, 1)): torch.testing.assert_close(torch.stack(a), torch.stack(b), atol=1e-5, rtol=1e-4)
+
+def test_numbers_that_are_none_are_never_recorded(outputs, tiny):
+    exp = Reading(**tiny | dict(version='2.0', lr=1e38, max_steps=1, warmup=0.))
+    with pytest.raises(squad.NonFinite, match='a lower lr may help'): exp.run()
+    assert not list(outputs.rglob('run.json')) and not list(outputs.rglob('predictions.json'))
+
+def test_more_steps_than_the_epochs_have_are_not_taken(outputs, tiny):
+    assert Reading(**tiny | dict(max_steps=99)).run().record['history'][-1]['step']==Reading(**tiny).run().record['history'][-1]['step']
+
+@pytest.mark.parametrize('gpu', [False, True])
+def test_where_it_computes(outputs, tiny, monkeypatch, gpu):
+    build_for_cuda(monkeypatch, gpu)
+    exp = Reading(**tiny)
+    assert exp.device.type==('cuda' if gpu else 'cpu') and exp.summary()['device'].startswith('H100' if gpu else 'cpu')
+    asked = Reading(**tiny, device='cpu')
+    assert asked.device.type=='cpu' and asked.place==exp.place and asked.folder==exp.folder
+    if not gpu:
+        with pytest.raises(ValueError, match="device='cuda' is not here: there is cpu"): Reading(**tiny, device='cuda')
+
+def test_a_tokenizer_of_another_model_is_refused(outputs, tiny, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path/'more')
+    t = AutoTokenizer.from_pretrained(tmp_path/'more')
+    t.add_tokens([f'[{i}]' for i in range(9)])
+    t.save_pretrained(tmp_path/'more')
+    with pytest.raises(ValueError, match='gives ids up to'): Reading(**tiny | dict(model=str(tmp_path/'more')))
+    for f in (tmp_path/'more').iterdir():
+        if f.name not in ('config.json','model.safetensors'): f.unlink()
+    with pytest.raises(ValueError, match='has no tokenizer'): Reading(**tiny | dict(model=str(tmp_path/'more')))
 
 def test_made_up_files_are_no_result(tmp_path, outputs, tiny):
     exp = Reading(**{k:v for k,v in tiny.items() if k not in ('train_examples','data')}, data=str(write(tmp_path/'squad')))

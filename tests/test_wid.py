@@ -1,14 +1,16 @@
 """Weight inheritance inside the trainer: ends at zero whatever the length, resumes bit for bit, and gives a model like any other."""
-import ast, shutil, subprocess, sys
+import ast, json, shutil, subprocess, sys
 from dataclasses import fields
 import nbformat, papermill, pytest, torch
 from conftest import root
 from datasets import Dataset
-from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, BertConfig, BertForMaskedLM, BertForSequenceClassification, Trainer, TrainingArguments
+from transformers import (AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel,
+                          RobertaConfig, RobertaModel, Trainer, TrainingArguments)
+from fsd import distill
 from fsd.kept import read_json
 from fsd.models import forward, load_teacher, load_tokenizer
-from fsd.trainer import DistillationConfig, DistillationTrainer
-from fsd.wid import Compression, CompressionSettings, Inheritance, compact, merge, strategies, tied_sets
+from fsd.trainer import DistillationConfig, DistillationTrainer, NonFinite
+from fsd.wid import Compression, CompressionSettings, Inheritance, Masking, OneDevice, compact, merge, read_corpus, strategies, tied_sets
 
 def teacher(kind=BertForSequenceClassification, seed=0):
     torch.manual_seed(seed)
@@ -195,3 +197,76 @@ wrong = {
 def test_what_cannot_be_meant_ends_before_anything_is_computed(outputs, small, message):
     with pytest.raises((ValueError, FileNotFoundError)) as e: Compression(**choices(**small | wrong[message]))
     assert message in str(e.value) and not outputs.exists()
+
+@pytest.mark.parametrize('kind, config, message', [
+    (RobertaModel, RobertaConfig, "needs a BERT, and this model is of the kind 'roberta'"), (BertModel, BertConfig, 'its config.json says is_decoder')])
+def test_what_cannot_be_inherited_is_refused_before_a_teacher_is_trained(outputs, small, tiny_bert, tmp_path, kind, config, message):
+    shutil.copytree(tiny_bert, tmp_path/'model')
+    kind(config(vocab_size=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, is_decoder=kind is BertModel)).save_pretrained(tmp_path/'model')
+    with pytest.raises(ValueError, match=message): distill('rte', 'wid', model=str(tmp_path/'model'), data='demo', max_length=32)
+    with pytest.raises(ValueError, match=message): Compression(**choices(**small | dict(model=str(tmp_path/'model'))))
+    assert not outputs.exists()
+
+def test_a_tokenizer_with_more_words_than_the_model_is_refused(outputs, small, tiny_bert, tmp_path):
+    shutil.copytree(tiny_bert, tmp_path/'more')
+    t = AutoTokenizer.from_pretrained(tmp_path/'more')
+    t.add_tokens([f'[{i}]' for i in range(9)])
+    t.save_pretrained(tmp_path/'more')
+    with pytest.raises(ValueError, match='gives ids up to .., more has 73 embeddings'): Compression(**choices(**small | dict(model=str(tmp_path/'more'))))
+    assert not outputs.exists()
+
+def test_lines_without_a_known_word_are_left_out_and_counted(outputs, small, tmp_path, capsys):
+    (tmp_path/'odd.txt').write_text(''.join(f'the {w} of a {v}\n' for w in 'abcd' for v in 'ijkl') + '\U0001f600\n\U0001f600 \U0001f601\n')
+    odd = Compression(**choices(**small | dict(corpus=str(tmp_path/'odd.txt'), held_out=4)))
+    assert '2 lines without a word that the tokenizer knows are left out' in capsys.readouterr().out and len(odd.rows)+len(odd.dev)==16
+    record = odd.run()
+    assert record['data']['left_out']==2
+    (tmp_path/'odder.txt').write_text(''.join(f'{chr(0x1f600+i)}\n' for i in range(9)))
+    with pytest.raises(ValueError, match='the tokenizer of tiny-bert knows no word of the 5 lines to learn from'):
+        Compression(**choices(**small | dict(corpus=str(tmp_path/'odder.txt'), held_out=4)))
+
+def test_masking_comes_to_an_end(tiny_bert):
+    t = load_tokenizer(tiny_bert)
+    word,emoji = ([dict(input_ids=ids, draw=0)] for ids in t(['a', '\U0001f600'])['input_ids'])
+    assert (Masking(t, seed=0)(word+emoji)['labels']!=-100).sum()==1
+    with pytest.raises(ValueError, match='a batch without a word that can be masked'): Masking(t, seed=0)(emoji)
+    with pytest.raises(ValueError, match='masked no word in 1,000 draws'): Masking(t, seed=0, mlm_probability=0.)(word)
+
+@pytest.mark.parametrize('steps, message', [(12, 'step 2: the loss is nan'), (1, "after the last step the held-out loss 'inherited' is nan")])
+def test_a_number_that_is_none_ends_it_and_leaves_no_model(outputs, small, steps, message):
+    run = Compression(**choices(**small | dict(lr=1e20, steps=steps, warmup=0)))
+    with pytest.raises(NonFinite, match=message): run.run()
+    assert not run.folder.exists()
+
+def test_two_gpus_are_not_shared_out(outputs, small, monkeypatch):
+    monkeypatch.setattr(TrainingArguments, 'n_gpu', property(lambda self: 2))
+    assert OneDevice(str(outputs), use_cpu=True).n_gpu==1
+    assert Compression(**choices(**small)).run()['width']==8
+
+def test_half_a_model_is_refused(outputs, small, tiny_bert, tmp_path):
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(tiny_bert, tmp_path/'half')
+    weights = load_file(tmp_path/'half'/'model.safetensors')
+    save_file({k:v for k,v in weights.items() if 'layer.1.' not in k}, tmp_path/'half'/'model.safetensors', {'format':'pt'})
+    with pytest.raises(ValueError, match='lacks 16 weights of a BERT, the first bert.encoder.layer.1'): Compression(**choices(**small | dict(model=str(tmp_path/'half'))))
+
+corpora = {'a.jsonl':'{"text": "the a"}\n{"text": "of b", "n": 1}\n\n{"text": null}\n{"text": "in c"}', 'b.json':json.dumps([dict(text=t) for t in ('the a','of b','in c')]),
+           'c.csv':'text\nthe a\nof b\nin c\n', 'd.tsv':'n\ttext\n1\tthe a\n2\tof b\n3\tin c\n', 'e.txt':'the a\r\n\r\nof b\r\nin c', 'f.txt.gz':'the a\nof b\n\nin c\n', 'g.jsonl.gz':'{"text": "the a"}\n{"text": "of b"}\n{"text": "in c"}'}
+
+@pytest.mark.parametrize('name', corpora)
+def test_a_corpus_in_many_forms(tmp_path, name):
+    import gzip
+    text = corpora[name].encode()
+    (tmp_path/name).write_bytes(gzip.compress(text) if name.endswith('.gz') else text)
+    c = read_corpus(str(tmp_path/name), 1)
+    assert sorted(c.train+c.held_out)==['in c','of b','the a'] and c.where==f'1 file of {name}'
+
+@pytest.mark.parametrize('name, text, message', [
+    ('a.txt', '{"text": "the a"}\n{"text": "of b"}', 'holds JSON, not lines of text; name it .jsonl'), ('corpus', '[\n {"text": "the a"}\n]', 'holds JSON, not lines of text'),
+    ('b.jsonl', '{"sentence": "the a"}', "has no field 'text'; its fields are sentence"), ('c.json', '{"data": [{"text": "the a"}]}', "has no field 'text'; its fields are data"),
+    ('d.jsonl', '{"text": ["the", "a"]}', "row 1: 'text' is a list, not a text"), ('e.jsonl', '{"text": "the a"}\n{"text": "of', '`datasets` cannot read it as json'),
+    ('f.txt', b'M\xfcller', 'not UTF-8 text'), ('g.csv', b'text\nM\xfcller', '`datasets` cannot read it as csv'), ('h.jsonl', '', 'not below the 0 lines')])
+def test_a_corpus_that_cannot_be_meant_is_named(tmp_path, name, text, message):
+    (tmp_path/name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as e: read_corpus(str(tmp_path/name), 1)
+    assert message in str(e.value) and name in str(e.value)
