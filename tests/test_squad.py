@@ -90,7 +90,7 @@ def test_roberta_like_tokenizers(tmp_path):
     assert marked(rows, w)==['Graz', 'in 1560', None] and 'token_type_ids' not in w.column_names
 
 def test_long_contexts_are_tokenised_in_small_portions(tokenizer):
-    rows = squad_rows(dict(data=[dict(paragraphs=[dict(context='anna of graz '*n, qas=[dict(id=f'{n}-{i}', question='who ?', answers=[]) for i in range(2)]) for n in (1, 400, 3, 900, 2)])]), '2.0')
+    rows = squad_rows(dict(data=[dict(paragraphs=[dict(context='anna of graz '*n, qas=[dict(id=f'{n}-{i}', question='who ?', answers=[], is_impossible=True) for i in range(2)]) for n in (1, 400, 3, 900, 2)])]), '2.0')
     portions = [(first, part['id']) for first,part in squad._portions(rows, most=6000)]
     assert [i for _,ids in portions for i in ids]==rows['id'][:] and [f for f,_ in portions]==[sum(len(ids) for _,ids in portions[:k]) for k in range(len(portions))]
     assert [len(ids) for _,ids in portions]==[3, 3, 1, 1, 2], 'a context that is too long by itself is alone'
