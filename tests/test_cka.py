@@ -1,6 +1,6 @@
 "CKA where the notebook does not look: blocks that do not divide the shape, both sides' gradients, dtypes, scales, broken input"
 import pytest, torch
-from fsd.cka import gram, hsic, linear_cka, minibatch_cka
+from fsd.cka import center, gram, hsic, linear_cka, minibatch_cka
 
 D = torch.float64
 
@@ -71,7 +71,7 @@ def test_masked_rows_that_leave_too_few(debiased):
     assert c[0] != 0 and (c[1:] == 0).all() and (x.grad[1:] == 0).all() and x.grad.isfinite().all()
 
 
-@pytest.mark.parametrize('scale', [1e-6, 1e6])
+@pytest.mark.parametrize('scale', [1e-30, 3e-13, 1e-6, 1e6, 3e8, 1e30])
 def test_scale(scale):
     x, y = torch.randn(32, 200), torch.randn(32, 200)
     torch.testing.assert_close(linear_cka(scale * x, y), linear_cka(x, y))
@@ -132,3 +132,36 @@ def test_cuda():
     x, y = torch.randn(4, 32, 700, dtype=D), torch.randn(4, 32, 600, dtype=D)
     a, b = grads(linear_cka, x, y), grads(linear_cka, x.cuda(), y.cuda())
     for o, p in zip(a, b): torch.testing.assert_close(o, p.cpu())
+
+
+@pytest.mark.parametrize('n', [500, 2000])
+def test_many_samples_far_from_the_origin(n):
+    torch.manual_seed(0)
+    x = torch.randn(n, 10); y = x + .5*torch.randn(n, 10)
+    torch.testing.assert_close(linear_cka(x + 5000, y), linear_cka((x + 5000).to(D), y.to(D)).float(), rtol=1e-5, atol=0)
+
+
+def test_debiased_cka_of_samples_that_are_all_equally_far_apart_is_none():
+    q = torch.linalg.qr(torch.randn(40, 40)).Q[:9]
+    assert linear_cka(q, torch.randn(9, 5), debiased=True) == 0
+
+
+def test_what_has_weight_0_is_not_read():
+    x, y = torch.randn(3, 9, 5), torch.randn(3, 9, 4)
+    mask = torch.ones(3, 9); mask[:, :5] = 0
+    want, x[:, :5] = linear_cka(x, y, mask), float('nan')
+    x.requires_grad_()
+    got = linear_cka(x, y, mask)
+    got.sum().backward()
+    torch.testing.assert_close(got.detach(), want)
+    assert x.grad.isfinite().all()
+
+
+def test_refusals():
+    r = torch.randn
+    for pair in ((r(8, 6, 5), r(8, 6, 5)), (r(8, 5), r(1, 5)), (r(8), r(8))):
+        with pytest.raises(ValueError, match='same samples'): minibatch_cka([pair])
+    for f in (lambda a: linear_cka(a, a), lambda a: minibatch_cka([(a, a)]), gram, lambda a: hsic(a, a), center):
+        with pytest.raises(TypeError, match='from_numpy'): f(r(4, 4).numpy())
+    with pytest.raises(ValueError, match='square'): hsic(r(4, 4), r(5, 5))
+    with pytest.raises(ValueError, match='at least 0'): linear_cka(r(4, 4), r(4, 4), torch.tensor([1., -1, 1, 1]))

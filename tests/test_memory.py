@@ -200,3 +200,28 @@ def test_bad_shapes():
     m_t,h_s,h_t = features()
     with pytest.raises(ValueError, match='shape'): GlobalStructure(m_t.flatten(1))
     with pytest.raises(ValueError, match='must be 6 wide'): GlobalStructure(m_t, 6)(h_t, h_t)
+
+@roads
+@pytest.mark.parametrize('row', [1e19, -1e19, float('inf'), float('nan')])
+def test_rows_whose_squares_do_not_fit(road, row):
+    x = torch.randn(40, 8); x[7] = row
+    with pytest.raises(ValueError, match='not finite'): kmeans(x, 3, road=road)
+    with pytest.raises(ValueError, match='not finite'): assign(x, torch.randn(3, 8))
+    with pytest.raises(ValueError, match='not finite'): assign(torch.randn(3, 8), x)
+
+@roads
+def test_features_too_small_for_squares(road):
+    with pytest.raises(ValueError, match='too far from 1'): kmeans(1e-25*torch.randn(40, 8), 3, road=road)
+    assert kmeans(1e-10*torch.randn(40, 8), 3, road=road).inertia > 0
+
+def test_three_centroids_have_no_debiased_structure():
+    with pytest.raises(ValueError, match='at least 4 if debiased, not 3'): GlobalStructure(torch.randn(3, 2, 4), debiased=True)
+
+@pytest.mark.parametrize('debiased', [False, True])
+def test_a_constant_memory_has_no_structure_and_no_gradient(debiased):
+    m_t,h_s,h_t = features()
+    g = GlobalStructure(m_t, 6, debiased=debiased)
+    g.memory_s.data.fill_(.1)
+    loss = g.terms(h_s, h_t)['memory']
+    torch.testing.assert_close(loss, memory_structure(g.memory_s, m_t, debiased=debiased))
+    assert not torch.autograd.grad(loss, g.memory_s)[0].any()
