@@ -22,6 +22,16 @@ from .features import KeptTeacher, LiveTeacher
 from .losses import ce
 from .methods import Method, Objective, Pair, find_method
 
+# %% ../nbs/10_trainer.ipynb #5d1c7a40
+_whole = 'splits models or sequences over devices; features of whole layers are compared here: start a process for each GPU with `accelerate launch` instead'
+_refused = dict(fsdp=_whole, deepspeed=_whole, parallelism_config=_whole,
+                use_liger_kernel="replaces a model's layers and loss with kernels of its own; features are watched in the layers that the model came with")
+
+def _refuse(args:TrainingArguments):
+    "A `ValueError` for an argument of transformers that cannot mean here what it means there."
+    for name,why in _refused.items():
+        if getattr(args, name): raise ValueError(f"{name}={getattr(args, name)!r} {why}")
+
 # %% ../nbs/10_trainer.ipynb #a45c5d9d
 @dataclass(kw_only=True)
 class DistillationConfig(Knobs, TrainingArguments):
@@ -32,6 +42,7 @@ class DistillationConfig(Knobs, TrainingArguments):
 
     def __post_init__(self):
         check_values(self)
+        _refuse(self)
         super().__post_init__()
 
     @property
@@ -46,7 +57,9 @@ class NonFinite(RuntimeError):
 class LogBeforeSave(TrainerCallback):
     "Means of terms are written out before a checkpoint, so that nothing half-summed is lost with a kill."
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save: control.should_log = True
+        saves = control.should_save or control.should_evaluate and args.save_strategy=='best'
+        if saves and args.logging_strategy!='no': control.should_log = True
+    on_epoch_end = on_step_end
 
 class DistillationTrainer(Trainer):
     "Distils a teacher into `model` by a method of `fsd.methods`."
@@ -180,14 +193,31 @@ def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and whatever the objective learns, sealed."
     super(DistillationTrainer, self)._save_checkpoint(model, trial)
     if not self.args.should_save: return
-    folder = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}'
+    self._finish_checkpoint(Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}')
+
+@patch
+def _finish_checkpoint(self:DistillationTrainer, folder:Path):
+    "Add what the objective learned, and seal."
     save_file(self.objective.state_dict(), folder/'objective.safetensors')
+    (folder/'checkpoint-is-incomplete.txt').unlink(missing_ok=True) # `enable_jit_checkpoint` puts it there; the seal says the same better
     seal(folder, step=self.state.global_step)
+
+@patch
+def _push_from_checkpoint(self:DistillationTrainer, checkpoint_folder):
+    "What goes to the hub can be resumed from there."
+    self._finish_checkpoint(Path(checkpoint_folder))
+    super(DistillationTrainer, self)._push_from_checkpoint(checkpoint_folder)
 
 @patch
 def _load_from_checkpoint(self:DistillationTrainer, resume_from_checkpoint, model=None):
     with _without_objective(self.model): super(DistillationTrainer, self)._load_from_checkpoint(resume_from_checkpoint, model)
     self.objective.load_state_dict(load_file(Path(resume_from_checkpoint)/'objective.safetensors'))
+
+@patch
+def _load_best_model(self:DistillationTrainer):
+    "The best student, and what the objective had learned by then."
+    with _without_objective(self.model): super(DistillationTrainer, self)._load_best_model()
+    self.objective.load_state_dict(load_file(Path(self.state.best_model_checkpoint)/'objective.safetensors'))
 
 @patch
 def train(self:DistillationTrainer,
@@ -198,5 +228,27 @@ def train(self:DistillationTrainer,
         resume_from_checkpoint = newest_valid(self.args.output_dir)
         if resume_from_checkpoint: print(f"Resuming from {resume_from_checkpoint}", flush=True)
     elif resume_from_checkpoint: verify(resume_from_checkpoint)
+    if self.args.torch_compile: torch.compiler.reset() # a graph compiled for another method watches other layers, and nothing else tells them apart
     with _with_objective(self.model, self.objective):
         return super(DistillationTrainer, self).train(str(resume_from_checkpoint) if resume_from_checkpoint else None, **kwargs)
+
+# %% ../nbs/10_trainer.ipynb #9b64e2f7
+@patch
+def _set_signature_columns_if_needed(self:DistillationTrainer):
+    "`idx`, by which kept features are found, is no unused column."
+    super(DistillationTrainer, self)._set_signature_columns_if_needed()
+    if 'idx' not in self._signature_columns: self._signature_columns.append('idx')
+
+@patch
+def _init_training_state(self:DistillationTrainer, *args, **kwargs):
+    "Nothing is left of a training that ended between two logs: an earlier one, or one with a batch that `auto_find_batch_size` found too large."
+    self.sums = {}
+    return super(DistillationTrainer, self)._init_training_state(*args, **kwargs)
+
+@patch
+def create_accelerator_and_postprocess(self:DistillationTrainer):
+    "Several processes exchange the gradients of what the objective learns, though no output of the student depends on it."
+    if self.objective.learned:
+        if self.args.ddp_find_unused_parameters: raise ValueError("ddp_find_unused_parameters=True takes the memory, which learns outside the student's forward pass, for unused; leave it out")
+        self.args.ddp_find_unused_parameters = False
+    super(DistillationTrainer, self).create_accelerator_and_postprocess()
