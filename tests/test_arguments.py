@@ -27,10 +27,10 @@ quick = ['gradient_accumulation_steps', 'optim', 'lr_scheduler_type', 'max_grad_
 @pytest.mark.parametrize('name', [f.name for f in fields(TrainingArguments) if f.name!='output_dir'])
 def test_every_argument_is_tried_in_the_chapter(name): assert name in cases, f'{name} is new: add it to the cases of nbs/10_trainer.ipynb'
 
-def test_every_parameter_of_the_trainer_is_known():
-    tried = {'self', 'model', 'args', 'data_collator', 'train_dataset', 'eval_dataset', 'processing_class', 'model_init', 'compute_loss_func', 'compute_metrics', 'callbacks',
-             'optimizers', 'optimizer_cls_and_kwargs', 'preprocess_logits_for_metrics'}
-    assert set(inspect.signature(Trainer.__init__).parameters)==tried
+elsewhere = {'self', 'model', 'args', 'data_collator', 'model_init', 'compute_loss_func', 'optimizers', 'optimizer_cls_and_kwargs'} # tried beside losses and optimizers
+
+@pytest.mark.parametrize('name', sorted(set(inspect.signature(Trainer.__init__).parameters) - elsewhere))
+def test_every_parameter_is_tried_in_the_chapter(name): assert name in cases, f'{name} is new: add it to the cases of nbs/10_trainer.ipynb'
 
 @pytest.mark.parametrize('name', quick)
 def test_an_argument_works_as_under_transformers(name):
@@ -73,7 +73,7 @@ def test_a_checkpoint_goes_to_the_hub_whole(tmp_path, monkeypatch):
     assert len(whole)==2
 
 def test_the_best_student_comes_with_its_memory(tmp_path):
-    t = made('fsd', str(tmp_path), dict(eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1, learning_rate=.1, load_best_model_at_end=True,
+    t = made('fsd', str(tmp_path), dict(eval_strategy='steps', eval_steps=1, save_strategy='steps', save_steps=1, load_best_model_at_end=True,
                                         metric_for_best_model='loss', greater_is_better=True))
     t.train()
     assert t.state.best_global_step<t.state.global_step
