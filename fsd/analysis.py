@@ -14,7 +14,6 @@ from functools import cache
 from importlib.resources import files
 
 import numpy as np, pandas as pd, torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .cka import check, exact, gram, u_center

@@ -8,7 +8,7 @@ __all__ = ['noise', 'women', 'men', 'cities', 'days', 'kinds', 'nouns', 'acts', 
            'abroad', 'works', 'facts', 'situations', 'grammars', 'sizes', 'a', 'cap', 'two', 'is_dev', 'demo_rows']
 
 # %% ../nbs/03_demo.ipynb #ba1b6ee3
-import hashlib, itertools
+import hashlib
 from collections.abc import Callable
 from random import Random
 from .glue import tasks

@@ -6,7 +6,7 @@
 __all__ = ['Experiment', 'once', 'code_of', 'Probe', 'by_metric', 'siblings', 'beside_paper', 'distill']
 
 # %% ../nbs/15_experiment.ipynb #5ee5a58e
-import math, os, re, shutil, time
+import math, shutil, time
 from dataclasses import asdict, fields
 from functools import cache, wraps
 from pathlib import Path
@@ -19,8 +19,7 @@ from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .memory import kmeans, released_memory
 from .methods import Objective, Pair, find_method, find_term, schedule_knobs, weight
-from .models import check_words, depth, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half
-from .models import model_fingerprint, model_name, positions, quiet, random_features, sketch
+from .models import check_words, depth, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, random_features, sketch
 from .runs import find_device, peak_memory, processes
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 import numpy as np
 import torch
-from datasets import Dataset
 from fastcore.basics import patch
 from numpy.lib.format import open_memmap
 from torch import Tensor

@@ -16,7 +16,7 @@ import numpy as np
 import datasets as hfd
 import pyarrow as pa, pyarrow.compute as pc
 import torch
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub import constants as hub
 from .settings import unknown
 

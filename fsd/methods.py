@@ -10,7 +10,6 @@ __all__ = ['terms', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pa
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-import torch
 from torch import nn, Tensor
 from .settings import Knobs, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers, unknown
 from .models import Features

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from time import sleep
@@ -24,7 +23,7 @@ from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from . import runs
-from .experiment import Experiment, shown
+from .experiment import Experiment
 from .glue import load, tasks as glue_tasks
 from .kept import fingerprint, outputs
 from .methods import find_method, methods as known_methods, reads

@@ -19,23 +19,33 @@ from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
-from .settings import Knobs, check_values
+from .settings import Knobs
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .glue import collate
 from .models import check_length, depth, find_model, forward, plain, quiet, weights_fingerprint
 from .features import KeptTeacher, LiveTeacher
 from .methods import Method, Objective, Pair, find_method, find_term, schedule_knobs
 
+# %% ../nbs/10_trainer.ipynb #5d1c7a40
+_whole = 'splits models or sequences over devices; features of whole layers are compared here: start a process for each GPU with `accelerate launch` instead'
+_refused = dict(fsdp=_whole, deepspeed=_whole, parallelism_config=_whole,
+                use_liger_kernel="replaces a model's layers and loss with kernels of its own; features are watched in the layers that the model came with")
+
+def _refuse(args:TrainingArguments):
+    "A `ValueError` for an argument of transformers that cannot mean here what it means there."
+    for name,why in _refused.items():
+        if getattr(args, name): raise ValueError(f"{name}={getattr(args, name)!r} {why}")
+
 # %% ../nbs/10_trainer.ipynb #a45c5d9d
 @dataclass(kw_only=True)
 class DistillationConfig(Knobs, TrainingArguments):
     "transformers' `TrainingArguments` with the knobs of the losses and the memory."
-    remove_unused_columns:bool = False  # `idx` addresses the teacher's kept features
+    remove_unused_columns:bool = False  # `idx` tells equal rows of the teacher's kept features apart
     logging_nan_inf_filter:bool = False # it would log 0 for a loss that is not a number
     save_total_limit:int|None = 2       # the newest may be cut short by a kill
 
     def __post_init__(self):
-        check_values(self)
+        _refuse(self)
         super().__post_init__()
 
     @property
@@ -124,7 +134,9 @@ class NonFinite(RuntimeError):
 class LogBeforeSave(TrainerCallback):
     "Means of terms are written out before a checkpoint, so that nothing half-summed is lost with a kill."
     def on_step_end(self, args, state, control, **kwargs):
-        if control.should_save: control.should_log = True
+        saves = control.should_save or control.should_evaluate and args.save_strategy=='best'
+        if saves and args.logging_strategy!='no': control.should_log = True
+    on_epoch_end = on_step_end
 
 class DistillationTrainer(Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`.
@@ -154,7 +166,7 @@ class DistillationTrainer(Trainer):
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = _as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
-        if self.objective.learned and args.ddp_find_unused_parameters is None: args.ddp_find_unused_parameters = False # the memory is used, but outside `forward`
+        if isinstance(self.teacher, KeptTeacher) and hasattr(train_dataset, '__len__'): self.teacher.check_rows(train_dataset)
         pad = processing_class.pad_token_id if processing_class else model.config.pad_token_id or 0
         self.to_longest = collate(pad) if kwargs.get('data_collator') is None else None
         fixed = args.padding=='paper' and any(kind=='hidden' for kind,_ in self.objective.needs_s)
@@ -369,12 +381,23 @@ def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and whatever the objective learns, sealed."
     super(DistillationTrainer, self)._save_checkpoint(model, trial)
     if not self.args.should_save: return
-    folder = Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}'
+    self._finish_checkpoint(Path(self._get_output_dir(trial))/f'checkpoint-{self.state.global_step}')
+
+@patch
+def _finish_checkpoint(self:DistillationTrainer, folder:Path):
+    "Add what the objective learned, and seal."
     save_file(self.objective.state_dict(), folder/'objective.safetensors')
+    (folder/'checkpoint-is-incomplete.txt').unlink(missing_ok=True) # `enable_jit_checkpoint` puts it there; the seal says the same better
     self._origin = self._origin or self.origin()
     seal(folder, step=self.state.global_step, origin=self._origin)
 
 def _load_objective(trainer, folder): trainer.objective.load_state_dict(load_file(Path(folder)/'objective.safetensors'))
+
+@patch
+def _push_from_checkpoint(self:DistillationTrainer, checkpoint_folder):
+    "What goes to the hub can be resumed from there."
+    self._finish_checkpoint(Path(checkpoint_folder))
+    super(DistillationTrainer, self)._push_from_checkpoint(checkpoint_folder)
 
 @patch
 def _load_from_checkpoint(self:DistillationTrainer, resume_from_checkpoint, model=None):
@@ -383,6 +406,7 @@ def _load_from_checkpoint(self:DistillationTrainer, resume_from_checkpoint, mode
 
 @patch
 def _load_best_model(self:DistillationTrainer):
+    "The best student, and what the objective had learned by then."
     with _without_objective(self.model): super(DistillationTrainer, self)._load_best_model()
     _load_objective(self, self.state.best_model_checkpoint)
 
@@ -396,6 +420,28 @@ def train(self:DistillationTrainer,
         if resume_from_checkpoint: print(f"Resuming from {resume_from_checkpoint}", flush=True)
     elif resume_from_checkpoint: verify(resume_from_checkpoint)
     if resume_from_checkpoint: self.check_origin(resume_from_checkpoint)
-    self.sums,self._origin = {},None
+    self._origin = None
+    if self.args.torch_compile: torch.compiler.reset() # a graph compiled for another method watches other layers, and nothing else tells them apart
     with _with_objective(self.model, self.objective):
         return super(DistillationTrainer, self).train(str(resume_from_checkpoint) if resume_from_checkpoint else None, *args, **kwargs)
+
+# %% ../nbs/10_trainer.ipynb #9b64e2f7
+@patch
+def _set_signature_columns_if_needed(self:DistillationTrainer):
+    "`idx`, by which kept features are found, is no unused column."
+    super(DistillationTrainer, self)._set_signature_columns_if_needed()
+    if 'idx' not in self._signature_columns: self._signature_columns.append('idx')
+
+@patch
+def _init_training_state(self:DistillationTrainer, *args, **kwargs):
+    "Nothing is left of a training that ended between two logs: an earlier one, or one with a batch that `auto_find_batch_size` found too large."
+    self.sums = {}
+    return super(DistillationTrainer, self)._init_training_state(*args, **kwargs)
+
+@patch
+def create_accelerator_and_postprocess(self:DistillationTrainer):
+    "Several processes exchange the gradients of what the objective learns, though no output of the student depends on it."
+    if self.objective.learned:
+        if self.args.ddp_find_unused_parameters: raise ValueError("ddp_find_unused_parameters=True takes the memory, which learns outside the student's forward pass, for unused; leave it out")
+        self.args.ddp_find_unused_parameters = False
+    super(DistillationTrainer, self).create_accelerator_and_postprocess()
