@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'model_fingerprint', 'weights_fingerprint', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer',
-           'check_words', 'plain', 'blocks', 'depth', 'layer_index', 'positions', 'check_length', 'lower_half',
+           'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words', 'model_fingerprint',
+           'weights_fingerprint', 'plain', 'blocks', 'depth', 'layer_index', 'positions', 'check_length', 'lower_half',
            'student_of', 'Features', 'attention', 'forward', 'sketch', 'random_features']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
@@ -94,66 +94,11 @@ def model_name(model:str|Path)->str:
     snapshot = next((p for p in path.parts if p.startswith('models--')), None)  # the hub's cache names folders after commits
     return re.sub(r'[^\w.-]', '-', snapshot.split('--')[-1] if snapshot else path.absolute().name)
 
-# %% ../nbs/04_models.ipynb #944479da
+# %% ../nbs/04_models.ipynb #2b6f7e21
 def _folder(model:str|Path)->Path:
     "The folder that `model`, a folder or hub id, stands for."
     path = os.path.expanduser(model)
     return check_folder(path if os.path.isdir(path) else from_hub(path))
-
-def _words(path:Path)->list[Path]:
-    "The vocabulary files of a folder; of several that hold the same words, the first."
-    names = ('tokenizer.json',), ('vocab.txt',), ('vocab.json', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model')
-    return next((found for o in names if (found := [path/n for n in o if (path/n).exists()])), [])
-
-def model_fingerprint(model:str|Path)->str:
-    "16 hexadecimal digits of the configuration, weight and vocabulary files of the folder (or cached hub id) `model`, and of what its tokenizer does otherwise than they say."
-    path = _folder(model)
-    words = _words(path)
-    said = ''.join(f'{f.name} {sha256(f)}\n' for f in [path/'config.json', *sorted(path.glob('*.safetensors')), *words])
-    if words and (unsaid := _unsaid(path, words)): said += f'tokens {json.dumps(unsaid, sort_keys=True)}\n'
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
-# %% ../nbs/04_models.ipynb #44419119
-import shutil, tempfile
-from tokenizers import Tokenizer
-
-def _behaviour(t:Tokenizer)->dict:
-    "What decides, besides the vocabulary, which tokens `t` makes of a text and where in the text they stand."
-    t.no_padding(); t.no_truncation()
-    o,pair = json.loads(t.to_str()), t.encode('a b', 'a b')
-    return dict(normalizer=o['normalizer'], pre_tokenizer=o['pre_tokenizer'], model={k:v for k,v in o['model'].items() if k not in ('vocab', 'merges')},
-                added={a['content']:a['id'] for a in o['added_tokens']}, pair=[pair.ids, pair.type_ids, pair.offsets])
-
-def _described(words:list[Path], kind:type)->Tokenizer:
-    "The tokenizer that vocabulary files describe by themselves; where they hold words alone, that of the class `kind` as it comes."
-    if words[0].name=='tokenizer.json': return Tokenizer.from_file(str(words[0]))
-    with tempfile.TemporaryDirectory() as tmp:
-        for f in words: shutil.copy(f, tmp)
-        return kind.from_pretrained(tmp).backend_tokenizer
-
-def _set_by_hand(t)->dict:
-    "Settings of a tokenizer without a `Tokenizer`, as far as they are not those that its class comes with."
-    usual = {k:p.default for k,p in inspect.signature(type(t)).parameters.items() if p.default is not p.empty and not k.endswith('_file')}
-    return {k:str(v) for k,v in t.init_kwargs.items() if k in usual and str(v)!=str(usual[k])}
-
-def _unsaid(path:Path, words:list[Path])->dict:
-    "What the tokenizer in the folder `path` does otherwise than its vocabulary files say; mostly nothing."
-    t = load_tokenizer(path)
-    names = {} if t.model_input_names==type(t).model_input_names else dict(inputs=t.model_input_names)
-    if not t.is_fast: return names | _set_by_hand(t)
-    now,said = _behaviour(t.backend_tokenizer), _behaviour(_described(words, type(t)))
-    return names | {k:v for k,v in now.items() if v!=said[k]}
-
-# %% ../nbs/04_models.ipynb #1dec8e47
-def weights_fingerprint(model:PreTrainedModel)->str:
-    "16 hexadecimal digits of all that determines what the loaded `model` computes: its weights and configuration, not its label names or versions."
-    names = ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
-    config = {k:v for k,v in model.config.to_diff_dict().items() if k not in names}
-    h = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for k,v in model.state_dict().items():
-        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
-        h.update(v.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return h.hexdigest()[:16]
 
 # %% ../nbs/04_models.ipynb #dd628505
 @contextmanager
@@ -228,6 +173,62 @@ def check_words(
     if (top := max(tokenizer.get_vocab().values()))>=config.vocab_size:
         raise ValueError(f'the tokenizer gives ids up to {top}, {name} has {config.vocab_size} embeddings; '
                          'see resize_token_embeddings in transformers')
+
+# %% ../nbs/04_models.ipynb #944479da
+def _words(path:Path)->list[Path]:
+    "The vocabulary files of a folder; of several that hold the same words, the first."
+    names = ('tokenizer.json',), ('vocab.txt',), ('vocab.json', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model')
+    return next((found for o in names if (found := [path/n for n in o if (path/n).exists()])), [])
+
+def model_fingerprint(model:str|Path)->str:
+    "16 hexadecimal digits of the configuration, weight and vocabulary files of the folder (or cached hub id) `model`, and of what its tokenizer does otherwise than they say."
+    path = _folder(model)
+    words = _words(path)
+    said = ''.join(f'{f.name} {sha256(f)}\n' for f in [path/'config.json', *sorted(path.glob('*.safetensors')), *words])
+    if words and (unsaid := _unsaid(path, words)): said += f'tokens {json.dumps(unsaid, sort_keys=True)}\n'
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+# %% ../nbs/04_models.ipynb #44419119
+import shutil, tempfile
+from tokenizers import Tokenizer
+
+def _behaviour(t:Tokenizer)->dict:
+    "What decides, besides the vocabulary, which tokens `t` makes of a text and where in the text they stand."
+    t.no_padding(); t.no_truncation()
+    o,pair = json.loads(t.to_str()), t.encode('a b', 'a b')
+    return dict(normalizer=o['normalizer'], pre_tokenizer=o['pre_tokenizer'], model={k:v for k,v in o['model'].items() if k not in ('vocab', 'merges')},
+                added={a['content']:a['id'] for a in o['added_tokens']}, pair=[pair.ids, pair.type_ids, pair.offsets])
+
+def _described(words:list[Path], kind:type)->Tokenizer:
+    "The tokenizer that vocabulary files describe by themselves; where they hold words alone, that of the class `kind` as it comes."
+    if words[0].name=='tokenizer.json': return Tokenizer.from_file(str(words[0]))
+    with tempfile.TemporaryDirectory() as tmp:
+        for f in words: shutil.copy(f, tmp)
+        return kind.from_pretrained(tmp).backend_tokenizer
+
+def _set_by_hand(t)->dict:
+    "Settings of a tokenizer without a `Tokenizer`, as far as they are not those that its class comes with."
+    usual = {k:p.default for k,p in inspect.signature(type(t)).parameters.items() if p.default is not p.empty and not k.endswith('_file')}
+    return {k:str(v) for k,v in t.init_kwargs.items() if k in usual and str(v)!=str(usual[k])}
+
+def _unsaid(path:Path, words:list[Path])->dict:
+    "What the tokenizer in the folder `path` does otherwise than its vocabulary files say; mostly nothing."
+    t = load_tokenizer(path)
+    names = {} if t.model_input_names==type(t).model_input_names else dict(inputs=t.model_input_names)
+    if not t.is_fast: return names | _set_by_hand(t)
+    now,said = _behaviour(t.backend_tokenizer), _behaviour(_described(words, type(t)))
+    return names | {k:v for k,v in now.items() if v!=said[k]}
+
+# %% ../nbs/04_models.ipynb #1dec8e47
+def weights_fingerprint(model:PreTrainedModel)->str:
+    "16 hexadecimal digits of all that determines what the loaded `model` computes: its weights and configuration, not its label names or versions."
+    names = ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
+    config = {k:v for k,v in model.config.to_diff_dict().items() if k not in names}
+    h = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for k,v in model.state_dict().items():
+        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode())
+        h.update(v.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return h.hexdigest()[:16]
 
 # %% ../nbs/04_models.ipynb #a2957d9c
 def plain(model:nn.Module)->nn.Module:
