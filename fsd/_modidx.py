@@ -395,6 +395,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.memory._stream': ('memory.html#_stream', 'fsd/memory.py'),
                             'fsd.memory._tensor': ('memory.html#_tensor', 'fsd/memory.py'),
                             'fsd.memory.assign': ('memory.html#assign', 'fsd/memory.py'),
+                            'fsd.memory.check_budget': ('memory.html#check_budget', 'fsd/memory.py'),
                             'fsd.memory.cosine': ('memory.html#cosine', 'fsd/memory.py'),
                             'fsd.memory.distance': ('memory.html#distance', 'fsd/memory.py'),
                             'fsd.memory.feature_structure': ('memory.html#feature_structure', 'fsd/memory.py'),

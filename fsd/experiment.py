@@ -17,7 +17,7 @@ from . import analysis, runs
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
-from .memory import kmeans, released_memory
+from .memory import check_budget, kmeans, released_memory
 from .methods import Objective, Pair, find_method, find_term, schedule_knobs, weight
 from .models import check_words, depth, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, random_features, sketch
 from .runs import find_device, peak_memory, processes
@@ -182,6 +182,9 @@ def check(self:Experiment):
     whole = sketch(self.student_config, s.task) if s.student_model else teacher
     check_fit(s, positions(teacher), depth(whole), depth(teacher), self.learned, self.needs_memory)
     self._check_text(*dict.fromkeys((teacher, whole)))
+    if self.needs_memory and s.memory_procedure=='kmeans':
+        try: check_budget(self.learned, s.max_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
+        except ValueError as e: raise ValueError(f'memory_budget={s.memory_budget} MB: {e}') from None
     with torch.device('meta'): student = self._cut(whole)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         self.needs_t = self._rehearse(teacher, student.model if self.inherits else student).needs_t # of the teacher, besides logits

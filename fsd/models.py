@@ -157,11 +157,12 @@ def load_teacher(
 
 # %% ../nbs/04_models.ipynb #b241cce3
 def load_tokenizer(model:str|Path):
-    "The tokenizer that belongs to `model`; a `ValueError` if its files cannot be read or hold no words."
+    "The tokenizer that belongs to `model`, which cuts and pads at the end; a `ValueError` if its files cannot be read or hold no words."
     path = check_vocabulary(_folder(model))
     try: tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as e: raise ValueError(f'the tokenizer in {path} cannot be read: {_brief(e)}') from None
     if len(tokenizer)<=len(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')
+    tokenizer.padding_side = tokenizer.truncation_side = 'right'
     return tokenizer
 
 def check_words(

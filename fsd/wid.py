@@ -547,7 +547,6 @@ class Compression:
         self.target = wid_config(self.config, s.width, s.strategy)
         if s.max_length>self.config.max_position_embeddings: raise ValueError(f"max_length={s.max_length} is longer than the model's {self.config.max_position_embeddings} positions")
         self.tokenizer = load_tokenizer(self.source)
-        self.tokenizer.padding_side = self.tokenizer.truncation_side = 'right' # BERT counts positions from the left
         check_words(self.tokenizer, self.config, self.name)
         self.corpus = read_corpus(s.corpus, s.held_out)
         self.rows,self.dev = (self._tokenised(getattr(self.corpus, o), o) for o in ('train','held_out'))

@@ -63,6 +63,7 @@ refused = {
     'shares for wid': ('wid', dict(wid_ramp=.9, wid_fade=.5), 'ramp=0.9 and fade=0.5'),
     'width without wid': ('fsd', dict(student_width=8), 'student_width=8 is for methods'),
     'too few centroids': ('fsd', dict(memory_size=3, debiased=True), '4'),
+    'a budget that holds no memory': ('fsd', dict(memory_budget=1, max_length=64, model=dict(hidden_size=512)), 'memory_budget=1 MB: a budget of'),
     'nothing but special tokens': ('fsd', dict(max_length=3), 'max_length=3 leaves no room for words: 3 tokens of a row of wnli are special'),
     'shorter than the special tokens': ('nods', dict(max_length=2), 'max_length=2 (leaves no room for words|must be at least 3)'),
     'more words than embeddings': ('nods', dict(model=dict(vocab_size=50)), 'the tokenizer gives ids up to .*, model-0 has 50 embeddings'),
