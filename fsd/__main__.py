@@ -9,7 +9,8 @@ __all__ = ['experiment', 'main']
 from argparse import HelpFormatter
 from transformers import HfArgumentParser
 from .experiment import Experiment
-from .settings import Settings, unknown
+from .settings import Settings
+from .tasks import unknown
 
 # %% ../nbs/20_command.ipynb #b7261ce8
 def experiment(

@@ -19,7 +19,7 @@ from torch import Tensor
 from .cka import check, exact, gram, u_center
 from .losses import flat, unit
 from .models import depth, forward, layer_index
-from .settings import task_names, unknown
+from .tasks import task_names, unknown
 
 # %% ../nbs/13_analysis.ipynb #f9af5552
 @cache

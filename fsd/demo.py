@@ -11,7 +11,7 @@ __all__ = ['noise', 'women', 'men', 'cities', 'days', 'kinds', 'nouns', 'acts', 
 import hashlib
 from collections.abc import Callable
 from random import Random
-from .glue import tasks
+from .tasks import tasks
 
 # %% ../nbs/03_demo.ipynb #32129d59
 noise = 0.06 # Share of labels that are drawn again at random

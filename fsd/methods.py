@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from torch import nn, Tensor
-from .settings import Knobs, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers, unknown
+from .settings import Knobs, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers
+from .tasks import unknown
 from .models import Features
 from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, local
 from .memory import GlobalStructure

@@ -21,7 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
-from .glue import check_labels, hub_answers, tasks
+from .glue import check_labels, hub_answers
+from .tasks import tasks
 from .kept import sha256
 
 # %% ../nbs/04_models.ipynb #64de3565

@@ -16,8 +16,7 @@ import pandas as pd
 
 from . import runs
 from .analysis import method_order
-from .experiment import by_metric
-from .glue import tasks
+from .tasks import by_metric, tasks
 from .kept import atomic, outputs
 from .methods import methods, reads
 from .runs import Run

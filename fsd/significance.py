@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from scipy import stats
 
 from .analysis import table_rows
-from .glue import tasks
+from .tasks import tasks
 from .report import task_order
 from .runs import Run
 

@@ -32,7 +32,8 @@ from .experiment import once
 from .glue import content, hub_answers
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, shown, write_json
 from .models import check_folder, check_length, check_words, find_model, load_tokenizer, model_fingerprint, model_name, quiet
-from .settings import beside, check_values, parse, read_settings, setting, unknown
+from .settings import beside, check_values, parse, read_settings, setting
+from .tasks import unknown
 from .trainer import NonFinite, LogBeforeSave
 from .wid import OneDevice, SoundTrainer
 

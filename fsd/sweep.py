@@ -24,11 +24,12 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from . import runs
 from .experiment import Experiment
-from .glue import load, tasks as glue_tasks
+from .glue import load
+from .tasks import tasks as glue_tasks, task_names, unknown
 from .kept import fingerprint, outputs
 from .methods import find_method, methods as known_methods, reads
 from .models import bert_base, find_model, model_name, packaged
-from .settings import allowed, beside, of_both, of_rows, of_teachers, parse, resolve, setting, task_names, unknown
+from .settings import allowed, beside, of_both, of_rows, of_teachers, parse, resolve, setting
 
 # %% ../nbs/19_sweep.ipynb #f52f5a07
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ from transformers import AutoConfig, AutoModelForMaskedLM, BertForMaskedLM, Bert
 
 from .cka import float_of
 from .demo import demo_rows
-from .glue import tasks
+from .tasks import tasks, unknown
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, seal, write_json
 from .models import blocks, check_words, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
 from .runs import environment, find_device
-from .settings import check_values, parse, setting, unknown
+from .settings import check_values, parse, setting
 from .trainer import LogBeforeSave, NonFinite
 
 # %% ../nbs/11_wid.ipynb #45eaa1dc

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from fsd import analysis, plots
 from fsd.analysis import beside_paper, cka_map, collect, map_means, paper, paper_cka, paper_methods, paper_rows, relation_difference, restoration
-from fsd.settings import task_names
+from fsd.tasks import task_names
 
 
 @pytest.mark.parametrize('task', task_names)
@@ -21,7 +21,7 @@ def test_every_task_has_a_whole_grid(task):
 
 
 def test_metrics_are_those_of_the_tasks():
-    from fsd.glue import tasks
+    from fsd.tasks import tasks
     for name, task in tasks.items():
         ours = [f'accuracy_{s}' for s in ('m', 'mm')] if name == 'mnli' else list(task.metrics)
         assert list(paper(name, 'fsd').index) == ours, name

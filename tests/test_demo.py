@@ -1,7 +1,8 @@
 """The demo keeps its promises for any seed and size."""
 import pytest
 from fsd.demo import demo_rows, grammars
-from fsd.glue import load, tasks
+from fsd.glue import load
+from fsd.tasks import tasks
 
 @pytest.mark.parametrize('task', tasks)
 def test_no_first_sentence_is_in_train_and_dev_whatever_the_seed(task):

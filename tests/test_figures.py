@@ -10,7 +10,7 @@ from fsd.figures.coverage import coverage_figure
 from fsd.figures.heatmaps import heat_maps, run_map
 from fsd.figures.relations import batches, probes, quantities, relation_curves
 from fsd.figures.restoration import constant, restoration_figure, restored
-from fsd.glue import tasks
+from fsd.tasks import tasks
 from fsd.report import made_up
 
 rates = dict(precision=.81, recall=.92, f1=.86, agreement=.8)

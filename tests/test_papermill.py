@@ -8,7 +8,8 @@ from papermill.parameterize import parameterize_notebook
 from transformers import AutoModelForSequenceClassification
 from fsd import runs
 from fsd.experiment import Experiment
-from fsd.glue import load, tasks
+from fsd.glue import load
+from fsd.tasks import tasks
 from fsd.settings import Settings
 from fsd.squad import SquadSettings
 from fsd.sweep import Sweep

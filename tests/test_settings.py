@@ -9,7 +9,8 @@ from fsd import runs
 from fsd.experiment import Experiment
 from fsd.methods import methods, reads
 from fsd.report import made_up, outdated
-from fsd.settings import Knobs, Settings, beside, check_file, from_ini, read_settings, resolve, rules, setting, settings_file, unknown
+from fsd.settings import Knobs, Settings, beside, check_file, from_ini, read_settings, resolve, rules, setting, settings_file
+from fsd.tasks import unknown
 
 values = dict(debiased='no', beta='0.5', stage_cap='none', memory_size='8', alpha=1)
 meant = dict(debiased=False, beta=.5, stage_cap=None, memory_size=8, alpha=1.)

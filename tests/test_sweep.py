@@ -7,7 +7,7 @@ import pytest
 from conftest import root
 from optuna.trial import TrialState
 from fsd import runs
-from fsd.glue import tasks
+from fsd.tasks import tasks
 from fsd.methods import reads
 from fsd.sweep import Preset, Stage, Sweep, presets, steps
 from fsd.settings import Settings, resolve

@@ -21,7 +21,7 @@ def full(task='mrpc', method='vkd', seed=0, **kw):
 
 def saved(run, logits, labels=None):
     "`run` in the outputs folder, with predictions for every split."
-    from fsd.glue import tasks
+    from fsd.tasks import tasks
     labels = np.arange(len(logits))%2 if labels is None else labels
     arrays = {f'{k}_{s}':v for s in tasks[run.task].dev for k,v in (('student',logits), ('teacher',logits), ('labels',labels))}
     return runs.save(Run(runs.outputs()/run.folder, run.record), predictions=arrays)

@@ -11,7 +11,6 @@ from fractions import Fraction
 
 import torch
 from torch import nn, Tensor
-from .minilm import attention_relation as attention_kl
 from ..cka import check, float_of
 from ..losses import unit
 

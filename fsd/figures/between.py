@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from ..analysis import paper_cka
-from ..glue import tasks
+from ..tasks import tasks
 from ..plots import caption, figure, hole, look, methods_axis, padded, students, style
 from ..report import task_order
 from ..runs import Run

@@ -9,7 +9,7 @@ __all__ = ['coverage', 'coverage_figure']
 import matplotlib.pyplot as plt, numpy as np
 from matplotlib.figure import Figure
 
-from ..glue import tasks
+from ..tasks import tasks
 from ..plots import figure, style
 
 # %% ../../nbs/figures/fig2_coverage.ipynb #9a6705f7

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..analysis import map_means
-from ..glue import tasks
+from ..tasks import tasks
 from ..plots import caption, cka_scale, figure, hole, look, mean_std, padded, pixels, students, style
 from ..runs import Run
 

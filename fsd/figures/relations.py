@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 
-from ..glue import tasks
+from ..tasks import tasks
 from ..plots import caption, figure, hole, look, padded, students, style
 from ..runs import Run
 

@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
 from ..analysis import restoration
-from ..glue import tasks
+from ..tasks import tasks
 from ..plots import caption, padded, restoration_dots, students
 from ..report import task_order
 from ..runs import Run

@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np, pandas as pd
 
-from ..analysis import table_rows, paper_tables
+from ..analysis import table_rows
 from ..report import comparable, scores, task_order
 from ..runs import Run
 

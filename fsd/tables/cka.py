@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import numpy as np, pandas as pd
 
 from ..analysis import method_order, paper_cka
-from ..glue import tasks
+from ..tasks import tasks
 from ..report import comparable, task_order
 from ..runs import Run
 

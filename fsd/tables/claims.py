@@ -14,8 +14,7 @@ import pandas as pd
 from scipy import stats
 
 from ..analysis import paper_cka, paper_rows
-from ..experiment import by_metric
-from ..glue import tasks
+from ..tasks import by_metric, tasks
 from ..report import comparable, task_order
 from ..runs import Run
 from ..significance import baselines, holm, welch

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ..analysis import table_rows, paper_tables
+from ..analysis import table_rows
 from ..report import comparable, task_order
 from ..runs import Run
 

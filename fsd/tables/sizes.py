@@ -6,13 +6,13 @@
 __all__ = ['fits', 'present', 'make']
 
 # %% ../../nbs/tables/table1_sizes.ipynb #81e243ca
-import math
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from ..analysis import paper_tables
-from ..glue import GlueData, load, tasks
+from ..glue import GlueData, load
+from ..tasks import tasks
 
 # %% ../../nbs/tables/table1_sizes.ipynb #89629fd7
 def fits(
