@@ -17,7 +17,8 @@ from zlib import crc32
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
-from .analysis import map_means, method_order, paper_methods
+from .analysis import map_means
+from .paper import method_order, paper_methods
 
 # %% ../nbs/14_plots.ipynb #d9717cbc
 _style = {'font.size':9, 'axes.titlesize':9, 'figure.titlesize':10, 'legend.fontsize':8, 'legend.frameon':False,

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import numpy as np, pandas as pd
 from scipy import stats
 
-from .analysis import table_rows
+from .paper import table_rows, task_order
 from .tasks import tasks
-from .report import task_order
 from .runs import Run
 
 # %% ../nbs/18_significance.ipynb #0806071c

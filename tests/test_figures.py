@@ -4,7 +4,8 @@ import re
 import numpy as np, pandas as pd, pytest
 
 from fsd import methods, plots, runs
-from fsd.analysis import cka_map, method_order, paper_methods
+from fsd.analysis import cka_map
+from fsd.paper import method_order, paper_methods
 from fsd.figures.between import between, diagonals, published
 from fsd.figures.coverage import coverage_figure
 from fsd.figures.heatmaps import heat_maps, run_map

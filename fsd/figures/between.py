@@ -12,10 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
-from ..analysis import paper_cka
+from ..paper import paper_cka, task_order
 from ..tasks import tasks
 from ..plots import caption, figure, hole, look, methods_axis, padded, students, style
-from ..report import task_order
 from ..runs import Run
 from ..tables.cka import batch_sizes
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..analysis import restoration
 from ..tasks import tasks
 from ..plots import caption, padded, restoration_dots, students
-from ..report import task_order
+from ..paper import task_order
 from ..runs import Run
 
 # %% ../../nbs/figures/fig3_restoration.ipynb #b2d7728f

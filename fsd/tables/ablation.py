@@ -11,8 +11,8 @@ from itertools import combinations
 
 import numpy as np, pandas as pd
 
-from ..analysis import table_rows
-from ..report import comparable, scores, task_order
+from ..paper import table_rows, task_order
+from ..report import comparable, scores
 from ..runs import Run
 
 # %% ../../nbs/tables/table4_ablation.ipynb #09c9efac

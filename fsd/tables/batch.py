@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np, pandas as pd
 
-from ..analysis import table_rows
+from ..paper import table_rows
 from ..report import comparable, scores
 from ..runs import Run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import runs
-from ..analysis import method_order
+from ..paper import method_order
 from ..kept import outputs
 from ..runs import Run
 from ..settings import resolve

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..analysis import method_order, paper_cka
+from ..paper import method_order, paper_cka, task_order
 from ..tasks import tasks
-from ..report import comparable, task_order
+from ..report import comparable
 from ..runs import Run
 
 # %% ../../nbs/tables/table6_cka.ipynb #1c2719eb

@@ -13,9 +13,9 @@ from itertools import product
 import pandas as pd
 from scipy import stats
 
-from ..analysis import paper_cka, paper_rows
+from ..paper import paper_cka, paper_rows, task_order
 from ..tasks import by_metric, tasks
-from ..report import comparable, task_order
+from ..report import comparable
 from ..runs import Run
 from ..significance import baselines, holm, welch
 from .ablation import paper_losses, variants

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..analysis import paper_tables, method_order
+from ..paper import paper_tables, method_order
 from ..kept import outputs, read_json
 from ..report import results
 from ..runs import Run

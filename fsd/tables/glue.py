@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..analysis import method_order, paper_rows
-from ..report import comparable, scores, task_order, teachers
+from ..paper import method_order, paper_rows, task_order
+from ..report import comparable, scores, teachers
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs, holm, lead, printed, spread
 

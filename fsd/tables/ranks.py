@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from ..analysis import table_rows
-from ..report import comparable, task_order
+from ..paper import table_rows, task_order
+from ..report import comparable
 from ..runs import Run
 
 # %% ../../nbs/tables/table7_ranks.ipynb #224efe74

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
-from ..analysis import paper_tables
+from ..paper import paper_tables
 from ..glue import GlueData, load
 from ..tasks import tasks
 
