@@ -9,7 +9,8 @@ from optuna.trial import TrialState
 from fsd import runs
 from fsd.tasks import tasks
 from fsd.methods import reads
-from fsd.sweep import Preset, Stage, Sweep, presets, steps
+from fsd.plans import Preset, Stage, presets
+from fsd.sweep import Sweep, steps
 from fsd.settings import Settings, resolve
 
 plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
@@ -18,7 +19,8 @@ code = '''
 import json, os, sys, time
 from pathlib import Path
 import fsd.trainer as t
-from fsd.sweep import Preset, Stage, Sweep
+from fsd.plans import Preset, Stage
+from fsd.sweep import Sweep
 params,hang,there = json.loads(sys.argv[1]),int(sys.argv[2]),Path(os.environ["FSD_OUTPUTS"])
 note,begun = t.DistillationTrainer.note,[]
 def slow(self, *args):
