@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['noise', 'women', 'men', 'cities', 'days', 'kinds', 'nouns', 'acts', 'moods', 'liked', 'hated', 'parts', 'films',
            'firms', 'offices', 'skills', 'places', 'habits', 'actors', 'doings', 'scenes', 'verbs', 'looks', 'home',
-           'abroad', 'works', 'facts', 'situations', 'grammars', 'sizes', 'a', 'cap', 'two', 'is_dev', 'demo_rows']
+           'abroad', 'works', 'facts', 'situations', 'grammars', 'sizes', 'a', 'cap', 'two', 'is_dev', 'demo_rows',
+           'demo_squad']
 
 # %% ../nbs/03_demo.ipynb #ba1b6ee3
 import hashlib
@@ -293,3 +294,46 @@ def demo_rows(
         if is_dev(texts[0])==(split!='train'): rows.setdefault(tuple(texts), label)
     if len(rows)<n: raise ValueError(f"the templates of {task} make only {len(rows):,} different rows for {split}, not {n:,}")
     return [dict(zip((*t.sentences,'label'), (*texts,label))) for texts,label in rows.items()]
+
+# %% ../nbs/03_demo.ipynb #45e9ec9b
+_ways = ('{who} {past} {thing} in {city} on {day}.', 'On {day} {who} {past} {thing} in {city}.', '{Thing} was {done} by {who} in {city} on {day}.', 'In {city} {thing} was {done} by {who} on {day}.')
+_asks = {'thing':('What did {who} {base}?','Which thing was {done} in {city}?'), 'who':('Who {past} the {noun}?','By whom was the {noun} {done}?'),
+         'city':('Where did {who} {base} the {noun}?','In which city was the {noun} {done}?'), 'day':('When was the {noun} {done}?','On which day did {who} {base} the {noun}?')}
+
+def _told(rng:Random)->tuple[str,list[dict]]:
+    "A paragraph, and what happened in it; the last did not."
+    people,acts = two(rng, women+men),two(rng, verbs)
+    things,where,when = rng.sample([t for k in kinds.values() for t in k], 4),rng.sample(cities, 4),rng.sample(days, 4)
+    events = [dict(who=w, base=v[0], past=v[1], done=v[2], noun=t, thing=a(t), Thing=cap(a(t)), city=c, day=d) for (w,v),t,c,d in zip(rng.sample([(w,v) for w in people for v in acts], 4), things, where, when)]
+    text = ''
+    for e in events[:3]: e['at'],text = len(text),text+rng.choice(_ways).format(**e)+' '
+    return text.strip(), events
+
+def _answer(context:str, e:dict, part:str)->list[dict]:
+    "What several people might have marked."
+    start = context.lower().index(e[part].lower(), e['at'])
+    end,shorter = start+len(e[part]),e[part].split()[-1]
+    longer = [(start-3, end)] if start>=3 and context[start-3:start].lower() in ('in ', 'on ', 'by ') else []
+    return [dict(text=context[i:j], answer_start=i) for i,j in [(start, end), (end-len(shorter), end), *longer]]
+
+def demo_squad(
+    version:str, # '1.1' or '2.0'
+    split:str, # 'train' or 'validation'
+    paragraphs:int|None=None, # 200 in train and 40 in validation if None, with 4 questions each
+    seed:int=0, # Another seed, other paragraphs
+)->dict: # In the official format
+    "A made-up SQuAD file; the first of many paragraphs are those of few."
+    if split not in sizes[version]: raise ValueError(f"SQuAD has no split {split!r}, only {', '.join(sizes[version])}")
+    rng,data = Random(f'squad/{split}/{seed}'),[]
+    while len(data)<(paragraphs or dict(train=200, validation=40)[split]):
+        context,events = _told(rng)
+        asked = [(e, p, rng.choice(_asks[p])) for e,p in zip(events, rng.sample([*_asks], 4))]
+        again = (events[0], asked[3][1], rng.choice(_asks[asked[3][1]]))
+        if is_dev(context)!=(split!='train'): continue
+        n,qas = len(data)+1,[]
+        for k,(e,part,ask) in enumerate([*asked[:3], asked[3] if version=='2.0' else again], 1):
+            none = e is events[3]
+            gold = [] if none else _answer(context, e, part)[:1 if split=='train' else None]
+            qas.append(dict(id=f'demo-{split}-{n}-{k}', question=ask.format(**e), answers=gold) | (dict(is_impossible=none) if version=='2.0' else {}))
+        data.append(dict(title=f'Demo {n}', paragraphs=[dict(context=context, qas=qas)]))
+    return dict(version=f'demo {version}', data=data)

@@ -7,7 +7,8 @@ from safetensors.torch import load_file, save_file
 from transformers import (AutoModel, AutoModelForQuestionAnswering, AutoTokenizer, BartConfig, BertConfig, BertForMaskedLM, GPT2Config,
                           RobertaTokenizerFast, XLNetConfig)
 from fsd import runs, squad
-from fsd.squad import Reading, SquadSettings, answers, beside_gold, best_spans, demo_squad, load_squad, read_squad, squad_rows, squad_scores, windows
+from fsd.demo import demo_squad
+from fsd.squad import Reading, SquadSettings, answers, beside_gold, best_spans, load_squad, read_squad, squad_rows, squad_scores, windows
 
 def file_of(context, *qas, **more):
     "A SQuAD file of one paragraph; `qas` are (question, gold texts), found where they stand first."
