@@ -13,7 +13,7 @@ from fsd.tasks import tasks
 from fsd.settings import Settings
 from fsd.squad import SquadSettings
 from fsd.sweep import Sweep
-from fsd.wid import CompressionSettings
+from fsd.compress import CompressionSettings
 
 notebooks = root/'nbs'
 fields = set(Settings.__dataclass_fields__)

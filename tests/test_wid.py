@@ -10,7 +10,8 @@ from fsd import distill
 from fsd.kept import read_json
 from fsd.models import forward, load_teacher, load_tokenizer
 from fsd.trainer import DistillationConfig, DistillationTrainer, NonFinite
-from fsd.wid import Compression, CompressionSettings, Inheritance, Masking, OneDevice, compact, merge, read_corpus, strategies, tied_sets
+from fsd.compress import Compression, CompressionSettings, Masking, read_corpus
+from fsd.wid import Inheritance, OneDevice, compact, merge, strategies, tied_sets
 
 def teacher(kind=BertForSequenceClassification, seed=0):
     torch.manual_seed(seed)
