@@ -11,7 +11,7 @@ from fsd.experiment import Experiment
 from fsd.glue import load
 from fsd.tasks import tasks
 from fsd.settings import Settings
-from fsd.squad import SquadSettings
+from fsd.reading import SquadSettings
 from fsd.sweep import Sweep
 from fsd.compress import CompressionSettings
 

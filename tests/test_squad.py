@@ -8,7 +8,9 @@ from transformers import (AutoModel, AutoModelForQuestionAnswering, AutoTokenize
                           RobertaTokenizerFast, XLNetConfig)
 from fsd import runs, squad
 from fsd.demo import demo_squad
-from fsd.squad import Reading, SquadSettings, answers, beside_gold, best_spans, load_squad, read_squad, squad_rows, squad_scores, windows
+from fsd.reading import Reading, SquadSettings, beside_gold
+from fsd.squad import load_squad, read_squad, squad_rows, squad_scores
+from fsd.windows import answers, best_spans, windows
 
 def file_of(context, *qas, **more):
     "A SQuAD file of one paragraph; `qas` are (question, gold texts), found where they stand first."
