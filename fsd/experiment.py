@@ -17,7 +17,8 @@ from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_
 from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .memory import check_budget, kmeans, released_memory
-from .methods import Objective, Pair, find_method, find_term, schedule_knobs, weight
+from .methods import Objective, find_method, find_term
+from .terms import Pair, schedule_knobs, weight
 from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, random_features, sketch
 from .runs import find_device, peak_memory, processes
 from .probe import Probe

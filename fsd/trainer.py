@@ -24,7 +24,8 @@ from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, 
 from .glue import collate
 from .models import check_length, depth, find_model, forward, plain, quiet, weights_fingerprint
 from .features import KeptTeacher, LiveTeacher
-from .methods import Method, Objective, Pair, find_method, find_term, schedule_knobs
+from .methods import Objective, find_method, find_term
+from .terms import Method, Pair, schedule_knobs
 
 # %% ../nbs/10_trainer.ipynb #5d1c7a40
 _whole = 'splits models or sequences over devices; features of whole layers are compared here: start a process for each GPU with `accelerate launch` instead'

@@ -7,7 +7,8 @@ from transformers import (AlbertConfig, AutoModel, AutoModelForSequenceClassific
                           MPNetConfig, RobertaConfig)
 from fsd.experiment import Experiment, distill
 from fsd.kept import read_json
-from fsd.methods import Method, Term, methods, terms
+from fsd.methods import methods, terms
+from fsd.terms import Method, Term
 
 # ---------------------------------------------------------------- devices
 

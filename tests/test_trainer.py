@@ -9,7 +9,7 @@ from fsd.features import LiveTeacher, keep_features
 from fsd.glue import collate
 from fsd.kept import seal, verify
 from fsd.losses import smoothed_ce
-from fsd.methods import Method
+from fsd.terms import Method
 from fsd.models import forward
 from fsd.trainer import DistillationConfig, DistillationTrainer, NonFinite
 

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from .internal import matched_block
 from ..cka import exact_of, float_of, gram, uncast
 from ..losses import check_shapes, unit
+from ..terms import Method, Term, methods, soft_labels, terms
 
 # %% ../../nbs/baselines/ckd.ipynb #dae6fb1e
 def ckd_layers(
@@ -131,3 +132,21 @@ def layer_angle(
     n, layers = s.shape[:2]
     around = torch.arange(layers, device=s.device).expand(n, layers, -1)
     return (_sum(_angle, s, t, around, torch.ones_like(around, dtype=torch.bool)) / (max(1, n) * layers**3)).to(float_of(*layers_s, *layers_t))
+
+# %% ../../nbs/baselines/ckd.ipynb #367bdc02
+def _contextual(loss):
+    def build(pair):
+        ls,lt = zip(*ckd_layers(pair.depth_s, pair.depth_t))
+        return lambda s,t,labels: loss([s.hidden[l] for l in ls], [t.hidden[l] for l in lt], s.mask)
+    def needs(pair): return tuple({('hidden',l) for l in layers} for layers in zip(*ckd_layers(pair.depth_s, pair.depth_t)))
+    return dict(build=build, needs=needs, knobs=('max_length',))
+
+# %% ../../nbs/baselines/ckd.ipynb #f71c462a
+_losses = dict(word_distance=(word_distance, 'pairs of words'), word_angle=(word_angle, 'triples of words'),
+               layer_distance=(layer_distance, 'pairs of layers of a word'), layer_angle=(layer_angle, 'triples of layers of a word'))
+for _n,(_loss,_words) in _losses.items(): terms[f'ckd_{_n}'] = Term(f'{_words}, Park et al. 2021', **_contextual(_loss))
+
+# %% ../../nbs/baselines/ckd.ipynb #3dec0cb2
+_weights = {f'ckd_{of}_{what}':f'beta*{what}' for of in ('word','layer') for what in ('distance','angle')}
+methods['ckd'] = Method('Park et al. 2021, arXiv 2109.08359', 'vkd and relations between words and between layers', soft_labels|_weights,
+    look=('CKD', '#1b7f8c', 'X'))

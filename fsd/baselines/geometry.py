@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..cka import check, exact_of, float_of, gram, home
 from ..losses import check_shapes, flat
+from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/geometry.ipynb #8ca6c951
 def unit_gram(x: Tensor) -> Tensor: # (n, n), float64
@@ -56,3 +57,13 @@ def gram_distance(
     check_shapes(h_s, h_t, mask)
     k, t = (unit_gram(flat(h, mask)) for h in (h_s, h_t.detach()))
     return (k - t).square().sum().to(h_s.device, float_of(h_s, h_t))
+
+# %% ../../nbs/baselines/geometry.ipynb #36346df1
+terms['procrustes'] = Term('distance after the best rotation', **between_states(procrustes))
+terms['gram'] = Term('distance of the Gram matrices', **between_states(gram_distance))
+
+# %% ../../nbs/baselines/geometry.ipynb #312423b4
+methods['procrustes'] = beside_vkd('after arXiv 2509.25253', 'the distance after the best rotation', 'procrustes',
+    look=('Procrustes', '#5f6f12', (6,1,0)))
+methods['gram'] = beside_vkd('after arXiv 2509.25253', 'the distance of Gram matrices', 'gram',
+    look=('Gram', '#b3bf5e', (4,1,45)))

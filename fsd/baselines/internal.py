@@ -13,6 +13,7 @@ import torch
 from torch import nn, Tensor
 from ..cka import check, float_of
 from ..losses import unit
+from ..terms import Term, beside_vkd, methods, same_width, schedules, terms
 
 # %% ../../nbs/baselines/internal.ipynb #37f32eff
 def matched_block(
@@ -107,3 +108,28 @@ class Blocks(nn.Module):
         mean = before + (today - before) / min(steps, self.memory)
         self.watched.copy_(torch.tensor([k, step, steps, before, parts, today]))
         self.left[k-1] = step + 1 if steps >= self.memory and mean < self.threshold else 0
+
+# %% ../../nbs/baselines/internal.ipynb #87111115
+def _matched(pair): return matched_block(pair.block, pair.depth_s, pair.depth_t)
+
+def _of_block(kind, loss, coordinates=None):
+    def build(pair):
+        if coordinates: same_width(pair, coordinates)
+        return lambda s,t,labels: loss(getattr(s,kind)[pair.block], getattr(t,kind)[_matched(pair)], s)
+    return dict(build=build, needs=lambda pair: ({(kind,pair.block)}, {(kind,_matched(pair))}))
+
+# %% ../../nbs/baselines/internal.ipynb #4f26724b
+terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020', **_of_block('attentions', lambda a_s,a_t,s: attention_kl(a_s, a_t, s.mask)))
+terms['cls_*'] = Term('first token of a block, Aguilar et al. 2020', **_of_block('cls', lambda c_s,c_t,s: cls_cosine(c_s, c_t), 'the cosine of first tokens'))
+
+# %% ../../nbs/baselines/internal.ipynb #839a82c0
+for _kind in ('progressive','stacked'):
+    schedules[_kind] = lambda pair, kind=_kind: Blocks(pair.depth_s, kind, pair.knobs.stage_cap, pair.knobs.stage_threshold)
+
+# %% ../../nbs/baselines/internal.ipynb #187ab7c1
+methods['internal'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'attention and first token of every block', 'attention_*', 'cls_*',
+    look=('internal', '#8c6d1f', 'd'))
+methods['internal_progressive'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'before it, one block after another', 'attention_*', 'cls_*', schedule='progressive',
+    look=('int., progressive', '#bd9e4a', (2,1,0)))
+methods['internal_stacked'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'before it, a growing stack of blocks', 'attention_*', 'cls_*', schedule='stacked',
+    look=('int., stacked', '#e0cf9a', r'$\clubsuit$'))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..cka import check, float_of, uncast
+from ..terms import Term, beside_vkd, methods, terms
 
 # %% ../../nbs/baselines/minilm.ipynb #9714f871
 def _check(x_s, x_t, mask, what, student, teacher):
@@ -113,3 +114,32 @@ def minilm_v2(
 ) -> Tensor: # Scalar
     "Relations of queries, keys and values with themselves, in heads cut anew (Wang et al. 2021)"
     return sum(relation(s, t, mask, heads) for s, t in ((q_s, q_t), (k_s, k_t), (v_s, v_t)))
+
+# %% ../../nbs/baselines/minilm.ipynb #39956d5d
+def _last_block(*kinds): return lambda pair: tuple({(k,d) for k in kinds} for d in (pair.depth_s, pair.depth_t))
+
+def _minilm(pair):
+    def last(f, depth): return f.attentions[depth], f.values[depth]
+    def loss(s, t, labels):
+        (a_s,v_s),(a_t,v_t) = last(s, pair.depth_s), last(t, pair.depth_t)
+        return minilm(a_s, a_t, v_s, v_t, s.mask)
+    return loss
+
+# %% ../../nbs/baselines/minilm.ipynb #70f3997c
+def _minilm_v2(pair):
+    for who,width in (('student', pair.width_s), ('teacher', pair.width_t or pair.width_s)):
+        if width%pair.knobs.relation_heads: raise ValueError(f"relation_heads={pair.knobs.relation_heads} does not divide the {who}'s width {width}")
+    def loss(s, t, labels):
+        qkv = [x for kind in ('queries','keys','values') for x in (getattr(s,kind)[pair.depth_s], getattr(t,kind)[pair.depth_t])]
+        return minilm_v2(*qkv, s.mask, pair.knobs.relation_heads)
+    return loss
+
+# %% ../../nbs/baselines/minilm.ipynb #d9e693b6
+terms['minilm'] = Term('attention and value relation of the last block, Wang et al. 2020', _minilm, _last_block('attentions','values'))
+terms['minilm_v2'] = Term('query, key and value relations of the last block, Wang et al. 2021', _minilm_v2, _last_block('queries','keys','values'), ('relation_heads',))
+
+# %% ../../nbs/baselines/minilm.ipynb #37cb3fc5
+methods['minilm'] = beside_vkd('Wang et al. 2020, arXiv 2002.10957', "the last block's attention and values", 'minilm',
+    look=('MiniLM', '#cc79a7', 'P'))
+methods['minilm_v2'] = beside_vkd('Wang et al. 2021, arXiv 2012.15828', "relations of the last block's queries, keys and values", 'minilm_v2',
+    look=('MiniLMv2', '#e8c4d8', (4,1,0)))

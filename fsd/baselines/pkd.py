@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cka import check, float_of
 from ..losses import flat, unit
+from ..terms import Term, beside_vkd, methods, positions, same_width, terms
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
 def patient_layers(
@@ -61,3 +62,26 @@ def pkd_sequence(
     check('the mask must have one value a position', h=(states_s[0], 'N L D'), mask=(mask, 'N L'))
     tokens = n*l if mask is None else (mask != 0).sum().clamp(min=1)
     return sum(F.mse_loss(unit(flat(s, mask)), unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)
+
+# %% ../../nbs/baselines/pkd.ipynb #bd75585e
+def _followed(pair): return patient_layers(pair.depth_s, pair.depth_t, pair.knobs.patience)
+
+def _patience(kind, loss):
+    def build(pair):
+        same_width(pair, 'PKD')
+        ls,lt = zip(*_followed(pair))
+        def states(f, layers): return [getattr(f, kind)[l] for l in layers]
+        if kind=='cls': return lambda s,t,labels: loss(states(s,ls), states(t,lt), pair.knobs.normalise)
+        return lambda s,t,labels: loss(states(s,ls), states(t,lt), pair.mask(s))
+    def needs(pair): return tuple({(kind,l) for l in layers} for layers in zip(*_followed(pair)))
+    return dict(build=build, needs=needs)
+
+# %% ../../nbs/baselines/pkd.ipynb #48c0e91a
+terms['pkd'] = Term('first tokens of the layers below, Sun et al. 2019', **_patience('cls', pkd), knobs=('patience','normalise'))
+terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released code', **_patience('hidden', pkd_sequence), knobs=('patience',*positions))
+
+# %% ../../nbs/baselines/pkd.ipynb #12e693dd
+methods['pkd'] = beside_vkd('Sun et al. 2019, arXiv 1908.09355', 'the first tokens of lower layers', 'pkd',
+    look=('PKD', '#009e73', 'v'))
+methods['pkd_sequence'] = beside_vkd('PKD as in the released code of FSD', 'the whole sequences of lower layers', 'pkd_sequence',
+    look=('PKD, sequence', '#80ceb9', (3,1,180)))

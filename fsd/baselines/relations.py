@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..cka import check, exact, float_of
 from ..losses import check_shapes, flat, unit
+from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/relations.ipynb #9f256ed4
 def inner(
@@ -104,3 +105,19 @@ def pcka(
     keep = exact((patches(m[..., None], size) > 0).any(-1).sum(-1) > 1)
     c = alignment(*(patches(h.masked_fill(m[..., None] == 0, 0), size) for h in (h_s, h_t.detach())))
     return (((1 - c) * keep).sum() / keep.sum().clamp(min=1)).to(h_s.device, float_of(h_s, h_t))
+
+# %% ../../nbs/baselines/relations.ipynb #9aa274f7
+terms['sp'] = Term('row-normalised similarities, Tung and Mori 2019', **between_states(sp))
+terms['cckd'] = Term('Gaussian similarities, Peng et al. 2019', **between_states(cckd))
+terms['pcka'] = Term('uncentred alignment of chunks of tokens, after Zhou et al. 2024', **between_states(pcka))
+terms['rcka'] = Term('uncentred alignment of logits, Zhou et al. 2024', lambda pair: lambda s,t,labels: rcka(s.logits, t.logits))
+
+# %% ../../nbs/baselines/relations.ipynb #8d942bca
+methods['sp'] = beside_vkd('Tung and Mori 2019, arXiv 1907.09682', 'similarities between examples', 'sp',
+    look=('SP', '#3b3f9c', (3,1,0)))
+methods['cckd'] = beside_vkd('Peng et al. 2019, arXiv 1904.01802', 'Gaussian similarities between examples', 'cckd',
+    look=('CCKD', '#8f93d6', '8'))
+methods['rcka'] = beside_vkd('Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of logits', 'rcka',
+    look=('RCKA', '#8a3ea8', r'$\spadesuit$'))
+methods['pcka'] = beside_vkd('after Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of chunks of tokens', 'pcka',
+    look=('PCKA', '#c69bd8', (5,0,180)))

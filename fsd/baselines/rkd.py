@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..cka import check, exact_of, float_of, gram
 from ..losses import check_shapes, flat
+from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/rkd.ipynb #da8fb282
 def _gram(x):
@@ -75,3 +76,8 @@ def rkd(
     check_shapes(h_s, h_t, mask)
     k = _grams(flat(h_s, mask), flat(h_t, mask))
     return (distance * _loss(_relative, *k) + angle * _loss(_cosines, *k)).to(float_of(h_s, h_t))
+
+# %% ../../nbs/baselines/rkd.ipynb #91705d6c
+terms['rkd'] = Term('distances and angles, Park et al. 2019', **between_states(rkd, 'distance', 'angle'))
+methods['rkd'] = beside_vkd('Park et al. 2019, arXiv 1904.05068', 'distances and angles between examples', 'rkd',
+    look=('RKD', '#0072b2', 'D'))
