@@ -12,7 +12,7 @@ from functools import cache, wraps
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from torch.utils.data import DataLoader
-from . import analysis, runs
+from . import analysis, compare, runs
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .glue import collate, load, scores, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
@@ -393,7 +393,7 @@ def evaluate(self:Experiment, model)->dict:
     "`Collected` logits, labels and features per dev split."
     pad = collate(self.tokenizer.pad_token_id, self.settings.max_length)
     def batches(split): return DataLoader(self.rows[split], self.settings.eval_batch_size, collate_fn=pad)
-    return {split: analysis.collect(model, ({k:v.to(self.device) for k,v in b.items()} for b in batches(split))) for split in self.dev}
+    return {split: compare.collect(model, ({k:v.to(self.device) for k,v in b.items()} for b in batches(split))) for split in self.dev}
 
 @patch
 def _scores(self:Experiment, collected:dict)->dict: return {split:scores(self.task.name, c.logits, c.labels) for split,c in collected.items()}
@@ -504,7 +504,7 @@ def _analyse(self:Experiment, t:dict, s:dict)->tuple[dict,dict]:
         if size<4: continue
         found['cka'][split] = dict(batch_size=size)
         for padding,mask in (('paper',None), ('masked',t[split].mask)):
-            maps = analysis.cka_map(t[split].features, s[split].features, size, mask)
+            maps = compare.cka_map(t[split].features, s[split].features, size, mask)
             means = {k:dict(zip(('diagonal','rest'), analysis.map_means(m))) for k,m in maps.items()}
             own = padding==self.settings.padding
             found['cka'][split] |= means if own else {padding:means}

@@ -8,13 +8,13 @@ __all__ = ['Probe']
 # %% ../nbs/14_probe.ipynb #530b50e3
 import torch
 from transformers import TrainerCallback
-from . import analysis
+from . import compare
 from .models import depth, forward
 
 # %% ../nbs/14_probe.ipynb #c63bc680
 def _differences(h_s:torch.Tensor, h_t:torch.Tensor, mask:torch.Tensor)->dict:
     "By padding, kind and distance."
-    return {padding: {f'{kind}_{distance}': analysis.relation_difference(h_s, h_t, kind, distance, m) for kind in ('inter','intra') for distance in ('euclid','cosine')} for padding,m in dict(paper=None, masked=mask).items()}
+    return {padding: {f'{kind}_{distance}': compare.relation_difference(h_s, h_t, kind, distance, m) for kind in ('inter','intra') for distance in ('euclid','cosine')} for padding,m in dict(paper=None, masked=mask).items()}
 
 class Probe(TrainerCallback):
     "Some twenty times in a training, compares the student with its teacher, equations 12 and 13: on one fixed batch in eval mode, and on others with the student's dropout."

@@ -5,7 +5,8 @@ from torch import nn
 from types import SimpleNamespace
 
 from fsd import analysis, plots
-from fsd.analysis import cka_map, collect, map_means, paper, relation_difference, restoration
+from fsd.analysis import map_means, paper, restoration
+from fsd.compare import cka_map, collect, relation_difference
 from fsd.paper import beside_paper, paper_cka, paper_methods, paper_rows
 from fsd.tasks import task_names
 

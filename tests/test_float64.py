@@ -100,7 +100,7 @@ def test_clustering_sums_up_on_the_cpu(monkeypatch):
 def test_measurements_make_no_float64_off_the_cpu(kind, distance):
     s, t = (h.to('meta') for h in features())
     with Watch():
-        with pytest.raises(RuntimeError, match='meta'): analysis.relation_difference(s, t, kind, distance)
+        with pytest.raises(RuntimeError, match='meta'): compare.relation_difference(s, t, kind, distance)
         assert analysis._unit_grams(s.flatten(1)).is_meta
 
 
