@@ -556,6 +556,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.reading.score_table': ('reading.html#score_table', 'fsd/reading.py'),
                              'fsd.reading.window_logits': ('reading.html#window_logits', 'fsd/reading.py')},
             'fsd.report': { 'fsd.report._flat': ('report.html#_flat', 'fsd/report.py'),
+                            'fsd.report._reads': ('report.html#_reads', 'fsd/report.py'),
                             'fsd.report._reads_padding': ('report.html#_reads_padding', 'fsd/report.py'),
                             'fsd.report._tidy': ('report.html#_tidy', 'fsd/report.py'),
                             'fsd.report._word': ('report.html#_word', 'fsd/report.py'),

@@ -14,7 +14,6 @@ from numbers import Integral
 
 import numpy as np, torch
 import torch.nn.functional as F
-from sklearn.cluster import KMeans
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 from tqdm.auto import tqdm
@@ -181,6 +180,7 @@ def _means(x, assignment, k, budget, shift, centroids=None, desc='means'):
 # %% ../nbs/07_memory.ipynb #d3155564
 def _stream(x, k, rng, restarts, tol, budget, device):
     "k-means on a projection of `x`, made exact by passes over `x`"
+    from sklearn.cluster import KMeans
     shift = _middle(x, _rows(x, budget/2), device)
     y,total = _project(x, budget, shift, rng)
     with warnings.catch_warnings():

@@ -18,7 +18,6 @@ from . import runs
 from .paper import method_order, task_order
 from .tasks import by_metric, tasks
 from .kept import atomic, outputs
-from .methods import methods, reads
 from .runs import Run
 from .settings import beside, resolve, Knobs
 
@@ -53,7 +52,12 @@ def results(
     return found
 
 # %% ../nbs/17_report.ipynb #658f0d75
-def _reads_padding(method:str)->bool: return method not in methods or 'padding' in reads(method)
+def _reads(method:str, knobs=None)->set|None:
+    "Settings that `method` reads; None if there is no such method here."
+    from fsd.methods import methods, reads # not above: what only reads records needs no torch
+    return reads(method, knobs) if method in methods else None
+
+def _reads_padding(method:str)->bool: return 'padding' in (_reads(method) or {'padding'})
 
 def belongs(
     run:Run,
@@ -72,7 +76,7 @@ def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
     "Where `settings.ini` now says something else for this task, model and method than the run was made with, of what the method reads."
     s,now = run.record['settings'],resolve(run.task, run.method, run.model)
     usual = asdict(now)
-    read = reads(run.method, now) if run.method in methods else set(usual)-beside-{'task','method'}
+    read = _reads(run.method, now) or set(usual)-beside-{'task','method'}
     looked = read-{*run.record['overrides'], 'padding', 'precision'} # these two are what a reproduction is chosen by
     return {k:(v, usual[k]) for k,v in s.items() if k in looked and v!=usual[k]}
 
