@@ -9,7 +9,7 @@ __all__ = ['made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduct
 # %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pandas as pd
