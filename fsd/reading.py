@@ -6,7 +6,7 @@
 __all__ = ['SquadSettings', 'resolve_squad', 'load_reader', 'window_logits', 'Reading', 'score_table', 'beside_gold']
 
 # %% ../nbs/16_reading.ipynb #61944589
-import html, math, os, re, shutil, time
+import html, math, re, shutil, time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,13 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoConfig, AutoModelForQuestionAnswering, DataCollatorWithPadding, PreTrainedModel, PrinterCallback
 from . import runs
-from .experiment import once
+from .job import once, NonFinite, LogBeforeSave, OneDevice, SoundTrainer, check_alone, in_rows
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, shown, write_json
 from .models import check_folder, check_length, check_words, find_model, load_tokenizer, model_fingerprint, model_name, quiet
 from .settings import beside, check_values, parse, read_settings, setting
 from .tasks import unknown
-from .trainer import NonFinite, LogBeforeSave
-from .wid import OneDevice, SoundTrainer
 from .windows import Answer, answers, rightwards, windows
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
 
@@ -131,7 +129,7 @@ class Reading:
 
     def __init__(self,
         **params): # Any field of `SquadSettings`
-        if int(os.environ.get('WORLD_SIZE', 1))>1: raise ValueError(f"WORLD_SIZE={os.environ['WORLD_SIZE']}: a run takes one process; start one per GPU for different models or seeds")
+        check_alone("a run", "start one per GPU for different models or seeds")
         asked = resolve_squad(**params)
         self.device,self.source = runs.find_device(asked.device),find_model(asked.model)
         self.name = model_name(self.source)
@@ -181,7 +179,7 @@ class Reading:
                 'training': f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size}, {s.precision}', 'device': runs.environment(self.device)['device'], 'seed': s.seed,
                 'changed by hand': ', '.join(f'{k}={v}' for k,v in self.overrides.items()) or 'nothing', 'record': shown(self.folder/'run.json')}
 
-    def _repr_markdown_(self)->str: return '\n'.join(['| | |','|---|---|', *(f'| {k} | {v} |' for k,v in self.summary().items())])
+    def _repr_markdown_(self)->str: return in_rows(self.summary())
 
 # %% ../nbs/16_reading.ipynb #609cd098
 @patch

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['DistillationConfig', 'logits_per_row', 'label_names', 'check_label_names', 'check_apart', 'check_pair', 'label_kind',
-           'NonFinite', 'LogBeforeSave', 'DistillationTrainer', 'check_arguments', 'read_teacher', 'as_pair',
-           'check_optimizer']
+           'DistillationTrainer', 'check_arguments', 'read_teacher', 'as_pair', 'check_optimizer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
 import hashlib, math, re, warnings
@@ -18,7 +17,7 @@ from torch import nn, Tensor
 from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from .settings import Knobs
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .glue import collate
@@ -26,6 +25,7 @@ from .models import check_length, depth, find_model, forward, plain, quiet, weig
 from .features import KeptTeacher, LiveTeacher
 from .methods import Objective, find_method, find_term
 from .terms import Method, Pair, schedule_knobs
+from .job import LogBeforeSave, NonFinite, OneDevice
 
 # %% ../nbs/10_trainer.ipynb #5d1c7a40
 _whole = 'splits models or sequences over devices; features of whole layers are compared here: start a process for each GPU with `accelerate launch` instead'
@@ -39,7 +39,7 @@ def _refuse(args:TrainingArguments):
 
 # %% ../nbs/10_trainer.ipynb #a45c5d9d
 @dataclass(kw_only=True)
-class DistillationConfig(Knobs, TrainingArguments):
+class DistillationConfig(Knobs, OneDevice):
     "transformers' `TrainingArguments` with the knobs of the losses and the memory."
     remove_unused_columns:bool = False  # `idx` tells equal rows of the teacher's kept features apart
     logging_nan_inf_filter:bool = False # it would log 0 for a loss that is not a number
@@ -48,11 +48,6 @@ class DistillationConfig(Knobs, TrainingArguments):
     def __post_init__(self):
         _refuse(self)
         super().__post_init__()
-
-    @property
-    def n_gpu(self)->int:
-        "One GPU per process: structures between examples need the batch whole. `accelerate launch` starts a process for each."
-        return min(1, super().n_gpu)
 
 # %% ../nbs/10_trainer.ipynb #a5883dbf
 @torch.no_grad()
@@ -129,16 +124,6 @@ def label_kind(
     return 'several' if label.ndim and label.dtype.kind=='f' else 'single'
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class NonFinite(RuntimeError):
-    "A loss term became NaN or infinite."
-
-class LogBeforeSave(TrainerCallback):
-    "Means of terms are written out before a checkpoint, so that nothing half-summed is lost with a kill."
-    def on_step_end(self, args, state, control, **kwargs):
-        saves = control.should_save or control.should_evaluate and args.save_strategy=='best'
-        if saves and args.logging_strategy!='no': control.should_log = True
-    on_epoch_end = on_step_end
-
 class DistillationTrainer(Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`.
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from torch import Tensor
-from .trainer import NonFinite
+from .job import NonFinite
 
 # %% ../nbs/16_windows.ipynb #fcc75389
 def rightwards(tokenizer:Callable)->Callable:

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from fsd import distill
 from fsd.kept import sha256, verify
 from fsd.runs import load
-from fsd.trainer import DistillationTrainer, NonFinite
+from fsd.job import NonFinite
+from fsd.trainer import DistillationTrainer
 
 variants = {'with memory': dict(), 'accumulating': dict(accumulate=2, batch_size=4)}
 only = ('kind', 'fingerprint', 'settings', 'terms', 'data', 'model', 'parameters', 'scores', 'best', 'epochs', 'analysis', 'history')

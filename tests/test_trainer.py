@@ -11,7 +11,8 @@ from fsd.kept import seal, verify
 from fsd.losses import smoothed_ce
 from fsd.terms import Method
 from fsd.models import forward
-from fsd.trainer import DistillationConfig, DistillationTrainer, NonFinite
+from fsd.job import NonFinite
+from fsd.trainer import DistillationConfig, DistillationTrainer
 
 def tiny(layers, kind=BertForSequenceClassification, seed=0, **kw):
     torch.manual_seed(seed)

@@ -9,9 +9,10 @@ from transformers import (AutoModelForMaskedLM, AutoModelForSequenceClassificati
 from fsd import distill
 from fsd.kept import read_json
 from fsd.models import forward, load_teacher, load_tokenizer
-from fsd.trainer import DistillationConfig, DistillationTrainer, NonFinite
+from fsd.job import NonFinite, OneDevice
+from fsd.trainer import DistillationConfig, DistillationTrainer
 from fsd.compress import Compression, CompressionSettings, Masking, read_corpus
-from fsd.wid import Inheritance, OneDevice, compact, merge, strategies, tied_sets
+from fsd.wid import Inheritance, compact, merge, strategies, tied_sets
 
 def teacher(kind=BertForSequenceClassification, seed=0):
     torch.manual_seed(seed)
