@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from fastcore.basics import patch
 from . import analysis, compare, runs
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
-from .glue import collate, load, scores, tokenise
+from .glue import load, scores
+from .rows import collate, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .memory import check_budget, kmeans, released_memory
 from .methods import Objective, find_method, find_term

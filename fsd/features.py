@@ -17,7 +17,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
-from .glue import collate, listed, places, row_idx, row_name, tokens
+from .rows import collate, listed, places, row_idx, row_name, tokens
 from .kept import fingerprint, kept, need_space, read_json, shown, verify
 from .models import Features, check_length, depth, forward, layer_index, weights_fingerprint
 

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
 from .settings import Knobs
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
-from .glue import collate
+from .rows import collate
 from .models import check_length, depth, find_model, forward, plain, quiet, weights_fingerprint
 from .features import KeptTeacher, LiveTeacher
 from .methods import Objective, find_method, find_term

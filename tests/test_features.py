@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, BertConfig
 from fsd.features import KeptTeacher, LiveTeacher, in_words, keep_features, row_hashes, rows_fingerprint
-from fsd.glue import collate, tokens
+from fsd.rows import collate, tokens
 from fsd.kept import Damaged
 
 def bert(seed=0, **kw):

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 from fsd import glue
-from fsd.glue import collate, load, read_tsv, scores, tokenise
+from fsd.glue import load, read_tsv, scores
+from fsd.rows import collate, tokenise
 from fsd.tasks import tasks
 
 HEADERS = dict(sst2=['sentence','label'], mrpc=['Quality','#1 ID','#2 ID','#1 String','#2 String'],

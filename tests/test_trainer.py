@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch.utils.data import IterableDataset, Subset
 from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertModel, Trainer, TrainerCallback, TrainingArguments
 from fsd.features import LiveTeacher, keep_features
-from fsd.glue import collate
+from fsd.rows import collate
 from fsd.kept import seal, verify
 from fsd.losses import smoothed_ce
 from fsd.terms import Method
