@@ -18,7 +18,7 @@ from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_
 from .glue import load, scores
 from .rows import collate, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
-from .memory import check_budget, kmeans, released_memory
+from .clusters import check_budget, kmeans, released_memory
 from .methods import Objective, find_method, find_term
 from .terms import Pair, schedule_knobs, weight
 from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, random_features, sketch

@@ -2,7 +2,8 @@
 import numpy as np, pytest, torch
 import torch.nn.functional as F
 
-from fsd.memory import GlobalStructure, assign, cosine, distance, feature_structure, kmeans, memory_structure, released_memory
+from fsd.clusters import assign, kmeans, released_memory
+from fsd.memory import GlobalStructure, cosine, distance, feature_structure, memory_structure
 
 roads = pytest.mark.parametrize('road', ['gram','streaming'])
 
