@@ -14,7 +14,8 @@ from torch import Tensor
 
 from .cka import check, exact, gram, u_center
 from .losses import flat, unit
-from .models import depth, forward, layer_index
+from .models import depth, layer_index
+from .passes import forward
 from .tasks import unknown
 
 # %% ../nbs/13_compare.ipynb #71c1115a

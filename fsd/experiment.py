@@ -21,7 +21,8 @@ from .kept import fingerprint, kept, need_space, outputs, read_json, shown, writ
 from .clusters import check_budget, kmeans, released_memory
 from .methods import Objective, find_method, find_term
 from .terms import Pair, schedule_knobs, weight
-from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, random_features, sketch
+from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, sketch
+from .passes import random_features
 from .runs import find_device, peak_memory, processes
 from .probe import Probe
 from .settings import Knobs, check_fit, overrides, resolve

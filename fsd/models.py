@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
            'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words', 'model_fingerprint',
-           'weights_fingerprint', 'plain', 'blocks', 'depth', 'layer_index', 'positions', 'check_length', 'lower_half',
-           'student_of', 'Features', 'attention', 'forward', 'sketch', 'random_features']
+           'weights_fingerprint', 'plain', 'blocks', 'depth', 'layer_index', 'positions', 'check_length', 'sketch',
+           'lower_half', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, re
-from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 import torch
 from accelerate.utils import extract_model_from_parallel
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 from .glue import check_labels, hub_answers
@@ -279,6 +277,19 @@ def check_length(
     if length > (most := positions(model)):
         raise ValueError(f'max_length={length} is more than the {most} positions of this {plain(model).config.model_type} model')
 
+# %% ../nbs/04_models.ipynb #724b0c40
+def sketch(
+    config,   # Of a pre-trained or fine-tuned model
+    task:str, # A key of `fsd.glue.tasks`
+)->PreTrainedModel: # On the meta device
+    "The classifier for `task` without its numbers; a `ValueError` if there is none, or one with other labels."
+    _check_head(config, task)
+    config = copy.deepcopy(config)
+    for k,v in _head(task).items(): setattr(config, k, v)
+    try:
+        with quiet(), torch.device('meta'): return AutoModelForSequenceClassification.from_config(config)
+    except ValueError as e: raise ValueError(f'a {config.model_type} cannot be a classifier: {_brief(e)}') from None
+
 # %% ../nbs/04_models.ipynb #558c60d4
 def lower_half(
     model:PreTrainedModel,  # A classifier, pre-trained or fine-tuned
@@ -308,126 +319,3 @@ def student_of(
 )->PreTrainedModel:
     "The student for `task` cut from the files of `model`."
     return lower_half(load_teacher(model, task, seed), layers, seed)
-
-# %% ../nbs/04_models.ipynb #15233ee4
-@dataclass
-class Features:
-    "What one forward pass shows of a model: logits, and by layer only what was asked for."
-    logits: Tensor  # (N, C)
-    mask: Tensor  # (N, L), True where there is a token and False where there is padding
-    hidden: dict[int, Tensor] = field(default_factory=dict)  # (N, L, D): 0 the embedding output, `l` the output of block `l`
-    cls: dict[int, Tensor] = field(default_factory=dict)  # (N, D): the first token's row of `hidden`
-    attentions: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, L) of block `l`: rows are queries and sum to 1
-    queries: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    keys: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    values: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-
-# %% ../nbs/04_models.ipynb #0a504724
-_projections = dict(queries=('query', 'q_lin'), keys=('key', 'k_lin'), values=('value', 'v_lin'))
-
-def _projection(block:nn.Module, kind:str)->nn.Module:
-    "The linear map of `block` that makes its `kind`; a `ValueError` if it has none of a known name."
-    found = [m for name,m in block.named_modules() if name.rpartition('.')[2] in _projections[kind]]
-    if not found: raise ValueError(f"{kind} of a {type(block).__name__} cannot be read: it has no {' or '.join(_projections[kind])}")
-    return found[0]
-
-def _first(x): return x[0] if isinstance(x, tuple) else x
-
-def _watch(model:nn.Module, kind:str, layer:int, seen:dict):
-    "Hook `model` so that its next forward pass puts `kind` of `layer` into `seen`; returns the hook's handle."
-    def keep(x): seen[kind,layer] = x
-    if kind=='hidden':
-        if layer==0: return blocks(model)[0].register_forward_pre_hook(lambda m,args: keep(args[0]))
-        return blocks(model)[layer-1].register_forward_hook(lambda m,args,out: keep(_first(out)))
-    heads = plain(model).config.num_attention_heads
-    return _projection(blocks(model)[layer-1], kind).register_forward_hook(lambda m,args,out: keep(out.unflatten(-1, (heads,-1)).transpose(1,2)))
-
-# %% ../nbs/04_models.ipynb #fddb85ec
-_made_of = {'cls':('hidden',), 'attentions':('queries','keys')}
-
-def _counted(model:nn.Module, needs)->set:
-    "`needs` with layers counted from below; a `ValueError` if `model` cannot show one of them."
-    n = depth(model)
-    wanted = {(k, layer_index(n, i)) for k,i in needs}
-    for k,l in wanted:
-        if k not in ('hidden', 'cls', 'attentions', *_projections):
-            raise ValueError(f"{k!r} is no feature; there are hidden, cls, attentions, {', '.join(_projections)}")
-        if k not in ('hidden', 'cls') and l==0:
-            raise ValueError(f'{k} of layer 0 do not exist: only the blocks, 1 to {n}, have attention')
-        if k=='attentions' and getattr(plain(model).config, 'is_decoder', False):
-            raise ValueError(f'attention of a decoder (is_decoder) looks back only; that of this {type(model).__name__} is not read')
-    return wanted
-
-# %% ../nbs/04_models.ipynb #e26e6c78
-def attention(
-    queries:Tensor, # (N, H, L, d)
-    keys:Tensor,    # (N, H, L, d)
-    mask:Tensor,    # (N, L), False at padding
-)->Tensor: # (N, H, L, L), zero in the columns of padding
-    "Softmax of the scaled products of queries and keys, before dropout, in float32."
-    scores = queries.float() @ keys.float().mT * queries.shape[-1]**-.5
-    return scores.masked_fill(~mask[:,None,None], torch.finfo(scores.dtype).min).softmax(-1)
-
-# %% ../nbs/04_models.ipynb #af788996
-def _check_graph(model:nn.Module):
-    "A `ValueError` if what hooks see inside a block has no gradient."
-    checkpoint = getattr(blocks(model)[0], '_gradient_checkpointing_func', None)
-    if getattr(blocks(model)[0], 'gradient_checkpointing', False) and checkpoint.keywords.get('use_reentrant'):
-        raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
-
-# %% ../nbs/04_models.ipynb #5c2952dc
-def _show(f:Features, wanted:set, seen:dict)->Features:
-    "`f` with what is `wanted`, made of what was `seen`."
-    for k,l in wanted:
-        getattr(f, k)[l] = (seen['hidden',l][:,0] if k=='cls' else
-                            attention(seen['queries',l], seen['keys',l], f.mask) if k=='attentions' else seen[k,l])
-    return f
-
-def forward(
-    model:nn.Module,         # A classifier; in the mode (train or eval) it is to run in
-    batch:Mapping[str,Tensor], # `input_ids` (N, L), `attention_mask`, `token_type_ids`; other columns are left alone
-    needs:frozenset[tuple[str,int]]=frozenset(), # Such as ('hidden', -2) or ('attentions', 12); a layer as in `layer_index`
-)->Features: # Layers are counted from below, whatever way they were asked for
-    "Run `model` once and keep only what is needed. Gradients flow if they are on."
-    ids, known = batch['input_ids'], inspect.signature(plain(model).forward).parameters
-    check_length(model, ids.shape[1])
-    mask = batch['attention_mask'].bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
-    wanted = _counted(model, needs)
-    raw = {(r,l) for k,l in wanted for r in _made_of.get(k, (k,))}
-    if raw: _check_graph(model)
-    seen = {}
-    hooks = [_watch(model, k, l, seen) for k,l in raw]
-    try: logits = model(**{k:v for k,v in batch.items() if k in known and k in ('input_ids','attention_mask','token_type_ids')}).logits
-    finally:
-        for h in hooks: h.remove()
-    return _show(Features(logits, mask), wanted, seen)
-
-# %% ../nbs/04_models.ipynb #8174940f
-def sketch(
-    config,   # Of a pre-trained or fine-tuned model
-    task:str, # A key of `fsd.glue.tasks`
-)->PreTrainedModel: # On the meta device
-    "The classifier for `task` without its numbers; a `ValueError` if there is none, or one with other labels."
-    _check_head(config, task)
-    config = copy.deepcopy(config)
-    for k,v in _head(task).items(): setattr(config, k, v)
-    try:
-        with quiet(), torch.device('meta'): return AutoModelForSequenceClassification.from_config(config)
-    except ValueError as e: raise ValueError(f'a {config.model_type} cannot be a classifier: {_brief(e)}') from None
-
-def random_features(
-    model:nn.Module, # May be a `sketch`
-    needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
-    rows:int=4,
-    length:int=16,   # Positions
-    seed:int=0,
-)->Features:
-    "What `forward` would show of `model`, with random numbers and without running it; the last position of the last row is padding."
-    c,wanted,rng,seen = plain(model).config,_counted(model, needs),torch.Generator().manual_seed(seed),{}
-    f = Features(torch.randn(rows, c.num_labels, generator=rng), torch.ones(rows, length, dtype=torch.bool))
-    f.mask[-1,-1] = False
-    for k,l in sorted({(r,l) for k,l in wanted for r in _made_of.get(k, (k,))}):
-        width = c.hidden_size if k=='hidden' else _projection(blocks(model)[l-1], k).out_features
-        seen[k,l] = torch.randn(rows, length, width, generator=rng)
-        if k!='hidden': seen[k,l] = seen[k,l].unflatten(-1, (c.num_attention_heads,-1)).transpose(1,2)
-    return _show(f, wanted, seen)

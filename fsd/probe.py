@@ -9,7 +9,8 @@ __all__ = ['Probe']
 import torch
 from transformers import TrainerCallback
 from . import compare
-from .models import depth, forward
+from .models import depth
+from .passes import forward
 
 # %% ../nbs/14_probe.ipynb #c63bc680
 def _differences(h_s:torch.Tensor, h_t:torch.Tensor, mask:torch.Tensor)->dict:

@@ -21,7 +21,8 @@ from transformers import AutoModelForSequenceClassification, Trainer, TrainingAr
 from .settings import Knobs
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .rows import collate
-from .models import check_length, depth, find_model, forward, plain, quiet, weights_fingerprint
+from .models import check_length, depth, find_model, plain, quiet, weights_fingerprint
+from .passes import forward
 from .features import KeptTeacher, LiveTeacher
 from .methods import Objective, find_method, find_term
 from .terms import Method, Pair, schedule_knobs

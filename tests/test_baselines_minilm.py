@@ -2,7 +2,7 @@
 import pytest, torch
 import torch.nn.functional as F
 from fsd.baselines.minilm import attention_relation, minilm, minilm_v2, relation, split_heads, value_relation
-from fsd.models import attention
+from fsd.passes import attention
 
 
 def plain(x_s, x_t, mask, heads):

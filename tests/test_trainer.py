@@ -10,7 +10,7 @@ from fsd.rows import collate
 from fsd.kept import seal, verify
 from fsd.losses import smoothed_ce
 from fsd.terms import Method
-from fsd.models import forward
+from fsd.passes import forward
 from fsd.job import NonFinite
 from fsd.trainer import DistillationConfig, DistillationTrainer
 

@@ -8,7 +8,8 @@ from transformers import (AutoModelForMaskedLM, AutoModelForSequenceClassificati
                           RobertaConfig, RobertaModel, Trainer, TrainingArguments)
 from fsd import distill
 from fsd.kept import read_json
-from fsd.models import forward, load_teacher, load_tokenizer
+from fsd.models import load_teacher, load_tokenizer
+from fsd.passes import forward
 from fsd.job import NonFinite, OneDevice
 from fsd.trainer import DistillationConfig, DistillationTrainer
 from fsd.compress import Compression, CompressionSettings, Masking, read_corpus
