@@ -14,6 +14,7 @@ from torch import nn, Tensor
 from ..cka import check, float_of
 from ..losses import unit
 from ..terms import Term, beside_vkd, methods, same_width, schedules, terms
+from .minilm import attention_relation as attention_kl
 
 # %% ../../nbs/baselines/internal.ipynb #37f32eff
 def matched_block(
