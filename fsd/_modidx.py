@@ -67,6 +67,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fsd.baselines.pkd.patient_layers': ('baselines/pkd.html#patient_layers', 'fsd/baselines/pkd.py'),
                                    'fsd.baselines.pkd.pkd': ('baselines/pkd.html#pkd', 'fsd/baselines/pkd.py'),
                                    'fsd.baselines.pkd.pkd_sequence': ('baselines/pkd.html#pkd_sequence', 'fsd/baselines/pkd.py')},
+            'fsd.baselines.pkt': { 'fsd.baselines.pkt.choices': ('baselines/pkt.html#choices', 'fsd/baselines/pkt.py'),
+                                   'fsd.baselines.pkt.pkt': ('baselines/pkt.html#pkt', 'fsd/baselines/pkt.py')},
             'fsd.baselines.relations': { 'fsd.baselines.relations.alignment': ( 'baselines/relations.html#alignment',
                                                                                 'fsd/baselines/relations.py'),
                                          'fsd.baselines.relations.cckd': ('baselines/relations.html#cckd', 'fsd/baselines/relations.py'),

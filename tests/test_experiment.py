@@ -56,7 +56,7 @@ refused = {
     'MPNet as the student': ('minilm_v2', dict(student_model=(MPNetConfig, dict(pad_token_id=1)), relation_heads=2), 'of a MPNetLayer cannot be read'),
     'ALBERT': ('nods', dict(model=(AlbertConfig, dict(embedding_size=8))), 'not built like BERT'),
     'GPT-2': ('nods', dict(model=(GPT2Config, dict(n_embd=16, n_head=2, n_layer=4))), 'not built like BERT'),
-    'RoBERTa for wid': ('wid', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2))), 'weight inheritance needs a BertForSequenceClassification'),
+    'RoBERTa for wid': ('wid', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2))), 'weight inheritance needs a BERT'),
     'decoder for wid': ('wid', dict(model=dict(is_decoder=True)), 'weight inheritance needs'),
     'decoder for minilm': ('minilm', dict(model=dict(is_decoder=True)), 'is_decoder'),
     'width for wid': ('wid', dict(student_width=7), 'width=7'),

@@ -3,7 +3,7 @@ import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from fsd import analysis, cka, losses, memory
+from fsd import cka, clusters, compare, losses, memory
 from fsd.baselines import ckd, geometry, internal, minilm, pkd, relations, rkd
 
 D = torch.float64
@@ -86,12 +86,12 @@ def test_a_memory_moves_to_a_device_without_float64():
 def test_clustering_sums_up_on_the_cpu(monkeypatch):
     "What is done where the features are makes no float64; what is done in float64 is first copied to the CPU, which is where `meta` has to stop"
     x, there = torch.randn(20, 6), torch.zeros(6, device='meta')
-    monkeypatch.setattr(memory, '_check_squares', lambda *args: None)
+    monkeypatch.setattr(clusters, '_check_squares', lambda *args: None)
     with Watch():
-        assert memory._means(x, torch.arange(20) % 4, 4, 1e6, there)[1].is_meta
-        assert all(o.is_meta for o in memory._nearest(torch.empty(20, 6, device='meta'), torch.empty(4, 6, device='meta')))
+        assert clusters._means(x, torch.arange(20) % 4, 4, 1e6, there)[1].is_meta
+        assert all(o.is_meta for o in clusters._nearest(torch.empty(20, 6, device='meta'), torch.empty(4, 6, device='meta')))
         k = torch.empty(20, 20, device='meta')
-        for f in (lambda: memory._seeds(k, 3, torch.Generator()), lambda: memory._project(x, 1e6, there, torch.Generator()), lambda: memory.assign(x, x[:3], device='meta')):
+        for f in (lambda: clusters._seeds(k, 3, torch.Generator()), lambda: clusters._project(x, 1e6, there, torch.Generator()), lambda: clusters.assign(x, x[:3], device='meta')):
             with pytest.raises((NotImplementedError, RuntimeError), match='meta'): f()
 
 
@@ -101,7 +101,7 @@ def test_measurements_make_no_float64_off_the_cpu(kind, distance):
     s, t = (h.to('meta') for h in features())
     with Watch():
         with pytest.raises(RuntimeError, match='meta'): compare.relation_difference(s, t, kind, distance)
-        assert analysis._unit_grams(s.flatten(1)).is_meta
+        assert compare._unit_grams(s.flatten(1)).is_meta
 
 
 def test_the_watch_sees():

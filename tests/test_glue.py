@@ -6,7 +6,7 @@ import pytest
 import torch
 from fsd import glue
 from fsd.glue import load, read_tsv, scores
-from fsd.rows import collate, tokenise
+from fsd.rows import collate, tokenise, tokens
 from fsd.tasks import tasks
 
 HEADERS = dict(sst2=['sentence','label'], mrpc=['Quality','#1 ID','#2 ID','#1 String','#2 String'],
@@ -289,9 +289,9 @@ def test_columns_that_do_not_fit_are_named(row, why):
 
 def test_a_dataset_is_checked_as_its_rows_are():
     for column, why in (([[5, 6], None], 'row 1 has input_ids None'), ([[5], [6, None]], 'row 1 has input_ids'), ([[5], [-1]], 'row 1 has -1'), ([[5], []], 'row 1 has no tokens')):
-        with pytest.raises(ValueError, match=why): glue.tokens(hfd.Dataset.from_dict(dict(input_ids=column)))
-    with pytest.raises(ValueError, match='no input_ids, only text; tokenise them first'): glue.tokens(hfd.Dataset.from_dict(dict(text=['a'])))
-    with pytest.raises(ValueError, match='splits or columns, train'): glue.tokens(hfd.DatasetDict(train=hfd.Dataset.from_dict(dict(input_ids=[[5]]))))
+        with pytest.raises(ValueError, match=why): tokens(hfd.Dataset.from_dict(dict(input_ids=column)))
+    with pytest.raises(ValueError, match='no input_ids, only text; tokenise them first'): tokens(hfd.Dataset.from_dict(dict(text=['a'])))
+    with pytest.raises(ValueError, match='splits or columns, train'): tokens(hfd.DatasetDict(train=hfd.Dataset.from_dict(dict(input_ids=[[5]]))))
 
 @pytest.mark.parametrize('name', ['labels', 'label', 'label_ids'])
 def test_labels_have_the_type_that_a_loss_expects_under_any_name(name):

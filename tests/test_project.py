@@ -111,9 +111,9 @@ package = Path(fsd.__file__).parent
 assert package.is_relative_to(sys.prefix), package
 assert settings_file()==package/'settings.ini'
 assert fsd.resolve('qqp', 'fsd').memory_size==300
-from fsd import analysis, kept
+from fsd import kept, paper
 assert kept.outputs()==Path.cwd()/'outputs'
-assert analysis.beside_paper('rte', {}).notna().any(axis=None)
+assert paper.beside_paper('rte', {}).notna().any(axis=None)
 fsd.Experiment
 print(fsd.__version__)
 '''

@@ -6,8 +6,9 @@ from papermill.parameterize import parameterize_notebook
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModel, AutoModelForQuestionAnswering, AutoTokenizer, BartConfig, BertConfig, BertForMaskedLM, GPT2Config,
                           RobertaTokenizerFast, XLNetConfig)
-from fsd import runs, squad
+from fsd import reading, runs, squad, windows as cut
 from fsd.demo import demo_squad
+from fsd.job import NonFinite
 from fsd.reading import Reading, SquadSettings, beside_gold
 from fsd.squad import load_squad, read_squad, squad_rows, squad_scores
 from fsd.windows import answers, best_spans, windows
@@ -94,7 +95,7 @@ def test_roberta_like_tokenizers(tmp_path):
 
 def test_long_contexts_are_tokenised_in_small_portions(tokenizer):
     rows = squad_rows(dict(data=[dict(paragraphs=[dict(context='anna of graz '*n, qas=[dict(id=f'{n}-{i}', question='who ?', answers=[], is_impossible=True) for i in range(2)]) for n in (1, 400, 3, 900, 2)])]), '2.0')
-    portions = [(first, part['id']) for first,part in squad._portions(rows, most=6000)]
+    portions = [(first, part['id']) for first,part in cut._portions(rows, most=6000)]
     assert [i for _,ids in portions for i in ids]==rows['id'][:] and [f for f,_ in portions]==[sum(len(ids) for _,ids in portions[:k]) for k in range(len(portions))]
     assert [len(ids) for _,ids in portions]==[3, 3, 1, 1, 2], 'a context that is too long by itself is alone'
     assert sorted(set(windows(rows, tokenizer, 64, 8, 8)['row']))==list(range(10))
@@ -131,7 +132,7 @@ def test_a_context_without_words_has_no_answer(tokenizer):
     rows = rows_of('  ', ('?', []))
     w = windows(rows, tokenizer, 16, 4, 4)
     z = [(torch.zeros(len(r['input_ids'])),)*2 for r in w]
-    assert answers(rows, w, z, tokenizer.cls_token_id)['q0']==squad.Answer('', math.inf, [])
+    assert answers(rows, w, z, tokenizer.cls_token_id)['q0']==cut.Answer('', math.inf, [])
 
 @pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf])
 def test_scores_that_are_no_numbers_answer_nothing_and_end_it(tokenizer, bad):
@@ -139,7 +140,7 @@ def test_scores_that_are_no_numbers_answer_nothing_and_end_it(tokenizer, bad):
     w = windows(rows, tokenizer, 40, 4, 12)
     logits = [(torch.zeros(len(r['input_ids'])), torch.zeros(len(r['input_ids']))) for r in w]
     logits[1][1][2] = bad
-    with pytest.raises(squad.NonFinite, match="question q1: the model's scores are not all finite"): answers(rows, w, logits, tokenizer.cls_token_id, threshold=0.)
+    with pytest.raises(NonFinite, match="question q1: the model's scores are not all finite"): answers(rows, w, logits, tokenizer.cls_token_id, threshold=0.)
 
 # ---------------------------------------------------------------- files
 
@@ -215,20 +216,20 @@ def test_the_demo_answers_its_own_questions(version):
 def test_any_encoder_is_read_and_half_of_one_is_not(tmp_path, tiny_bert):
     torch.manual_seed(0)
     BertForMaskedLM(BertConfig(vocab_size=72, hidden_size=12, num_hidden_layers=2, num_attention_heads=2, intermediate_size=18, max_position_embeddings=64)).save_pretrained(tmp_path/'lm')
-    a,b = (squad.load_reader(tmp_path/'lm', seed) for seed in (0, 1))
+    a,b = (reading.load_reader(tmp_path/'lm', seed) for seed in (0, 1))
     assert not torch.equal(a.qa_outputs.weight, b.qa_outputs.weight) and torch.equal(a.base_model.embeddings.word_embeddings.weight, b.base_model.embeddings.word_embeddings.weight)
-    assert not a.training and torch.equal(squad.load_reader(tmp_path/'lm', 1).qa_outputs.weight, b.qa_outputs.weight)
+    assert not a.training and torch.equal(reading.load_reader(tmp_path/'lm', 1).qa_outputs.weight, b.qa_outputs.weight)
     weights = load_file(tmp_path/'lm'/'model.safetensors')
     save_file({k:v for k,v in weights.items() if 'layer.1.' not in k}, tmp_path/'lm'/'model.safetensors', {'format':'pt'})
-    with pytest.raises(ValueError, match='lacks 16 weights of a bert encoder'): squad.load_reader(tmp_path/'lm')
-    with pytest.raises(ValueError, match='is not a model folder'): squad.load_reader(tmp_path)
+    with pytest.raises(ValueError, match='lacks 16 weights of a bert encoder'): reading.load_reader(tmp_path/'lm')
+    with pytest.raises(ValueError, match='is not a model folder'): reading.load_reader(tmp_path)
 
 @pytest.mark.parametrize('config', [GPT2Config(vocab_size=72, n_embd=8, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2), XLNetConfig(vocab_size=72, d_model=8, n_layer=1, n_head=2, d_inner=8),
     BartConfig(vocab_size=72, d_model=8, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=8, decoder_ffn_dim=8),
     BertConfig(vocab_size=72, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8, is_decoder=True)], ids=lambda c: c.model_type)
 def test_models_that_are_no_encoders_like_bert_are_refused(tmp_path, config):
     AutoModel.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=f"is of the kind '{config.model_type}'; questions are answered by encoders that are built like BERT"): squad.load_reader(tmp_path)
+    with pytest.raises(ValueError, match=f"is of the kind '{config.model_type}'; questions are answered by encoders that are built like BERT"): reading.load_reader(tmp_path)
 
 # ---------------------------------------------------------------- runs
 
@@ -279,11 +280,11 @@ def test_a_killed_run_goes_on_and_ends_the_same(outputs, tiny, monkeypatch, caps
     weights = load_file(whole.place/'model.safetensors')
     for folder in (whole.place, whole.folder): shutil.rmtree(folder)
     class Killed(Exception): pass
-    real = squad._ReaderTrainer._save_checkpoint
+    real = reading._ReaderTrainer._save_checkpoint
     def kill(self, model, trial):
         real(self, model, trial)
         if self.state.global_step==4: raise Killed
-    monkeypatch.setattr(squad._ReaderTrainer, '_save_checkpoint', kill)
+    monkeypatch.setattr(reading._ReaderTrainer, '_save_checkpoint', kill)
     with pytest.raises(Killed): Reading(**tiny, seed=3).run()
     monkeypatch.undo()
     monkeypatch.setenv('FSD_OUTPUTS', str(outputs))
@@ -320,14 +321,14 @@ def test_what_changes_the_tokens_is_another_run_and_what_does_not_is_the_same(ou
     assert left.fingerprint==usual.fingerprint and left._windows('validation')[:]==usual._windows('validation')[:]!=cased._windows('validation')[:]
     usual.run()
     assert cased.done() is None and left.done() is not None
-    model = squad.load_reader(usual.reader_folder)
+    model = reading.load_reader(usual.reader_folder)
     w,sided = usual._windows('validation').select(range(9)),AutoTokenizer.from_pretrained(left.source)
     assert sided.padding_side=='left' and len({len(i) for i in w['input_ids']})>1
-    for a,b in zip(squad.window_logits(model, w, sided, 9), squad.window_logits(model, w, usual.tokenizer, 1)): torch.testing.assert_close(torch.stack(a), torch.stack(b), atol=1e-5, rtol=1e-4)
+    for a,b in zip(reading.window_logits(model, w, sided, 9), reading.window_logits(model, w, usual.tokenizer, 1)): torch.testing.assert_close(torch.stack(a), torch.stack(b), atol=1e-5, rtol=1e-4)
 
 def test_numbers_that_are_none_are_never_recorded(outputs, tiny):
     exp = Reading(**tiny | dict(version='2.0', lr=1e38, max_steps=1, warmup=0.))
-    with pytest.raises(squad.NonFinite, match='a lower lr may help'): exp.run()
+    with pytest.raises(NonFinite, match='a lower lr may help'): exp.run()
     assert not list(outputs.rglob('run.json')) and not list(outputs.rglob('predictions.json'))
 
 def test_more_steps_than_the_epochs_have_are_not_taken(outputs, tiny):
@@ -357,11 +358,11 @@ def test_made_up_files_are_no_result(tmp_path, outputs, tiny):
     exp = Reading(**{k:v for k,v in tiny.items() if k not in ('train_examples','data')}, data=str(write(tmp_path/'squad')))
     run = exp.run()
     assert run.kind=='trials' and run.record['data']['partial'] and str(tmp_path) not in (run.folder/'run.json').read_text()
-    assert 'no result' in squad.score_table(run) and 'no result' in exp.summary()['task']
+    assert 'no result' in reading.score_table(run) and 'no result' in exp.summary()['task']
 
 def test_a_loss_that_is_not_a_number_ends_the_run(outputs, tiny, monkeypatch):
-    monkeypatch.setattr(squad._ReaderTrainer, 'compute_loss', lambda self, model, inputs, **kw: sum(p.sum() for p in model.parameters())*float('nan'))
-    with pytest.raises(squad.NonFinite, match='the loss is nan'): Reading(**tiny).run()
+    monkeypatch.setattr(reading._ReaderTrainer, 'compute_loss', lambda self, model, inputs, **kw: sum(p.sum() for p in model.parameters())*float('nan'))
+    with pytest.raises(NonFinite, match='the loss is nan'): Reading(**tiny).run()
     assert not list(outputs.glob('readers/*/model.safetensors'))
 
 def test_predictions_are_shown_as_text():
