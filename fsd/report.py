@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import runs
-from .paper import method_order, task_order
+from .paper import method_order, task_order, beside_paper
 from .tasks import by_metric, tasks
 from .kept import atomic, outputs
 from .runs import Run
@@ -182,14 +182,14 @@ def save_table(
 
 # %% ../nbs/17_report.ipynb #6374fc86
 def siblings(run:runs.Run)->dict[str,runs.Run]:
-    "Finished runs of the same task, model, seed, data and training, by method, whose losses were not changed by hand otherwise than those of `run`; `run` itself last."
+    "Finished runs of the same task, model, seed, data and training, by method, whose losses were not changed by hand otherwise than those of `run`, and which `settings.ini` would make the same today; `run` itself last."
     losses,changed = {f.name for f in fields(Knobs)} - {'max_length'},run.record['overrides'].items()
     def same(o): return o.task, o.model, o.seed, o.record['data']['fingerprint'], {k:v for k,v in o.record['overrides'].items() if k not in losses}
     def usual(o): return {k:v for k,v in o.record['overrides'].items() if k in losses}.items() <= changed
-    return {o.method:o for o in runs.find(kind=run.kind) if same(o)==same(run) and usual(o) and o.method!=run.method} | {run.method:run}
+    return {o.method:o for o in runs.find(kind=run.kind) if same(o)==same(run) and usual(o) and o.method!=run.method and not outdated(o)} | {run.method:run}
 
 # %% ../nbs/17_report.ipynb #f7a7bb2d
 def beside_siblings(run:runs.Run)->pd.DataFrame:
     "Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number."
     ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in siblings(run).items()}
-    return beside(run.task, ours).rename(columns={'ours':{'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')}, level=1)
+    return beside_paper(run.task, ours).rename(columns={'ours':{'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')}, level=1)
