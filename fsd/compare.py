@@ -95,7 +95,7 @@ def _join(parts:list[Tensor])->Tensor|None:
 @torch.no_grad()
 def collect(
     model:torch.nn.Module,  # Teacher or student; run in eval mode and given back in the mode it came in
-    batches:Iterable[dict], # Batches of `fsd.glue.collate`, in order
+    batches:Iterable[dict], # Batches of `fsd.rows.collate`, in order
     layer:int=-2,           # Whose features, as in `layer_index`; the paper's are the penultimate
     padding:str='paper',    # 'paper': as the model computes it; 'masked': 0 at padded positions
     n_features:int=1024,    # Rows whose features are kept, 0 for none

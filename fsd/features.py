@@ -24,7 +24,7 @@ from .passes import Features, forward
 
 # %% ../nbs/09_features.ipynb #61aefddf
 def row_lengths(
-    rows,            # A data set or a list of rows, as `fsd.glue.tokens` takes them
+    rows,            # A data set or a list of rows, as `fsd.rows.tokens` takes them
     max_length:int,  # Longest row allowed
 )->np.ndarray:
     "Tokens per row, after checking that the rows can be kept: none is too long or has holes in its attention."
@@ -73,7 +73,7 @@ def rows_fingerprint(rows)->str:
 
 # %% ../nbs/09_features.ipynb #a061a93b
 def row_hashes(
-    flat:dict[str,np.ndarray], # Columns end to end, as `fsd.glue.tokens` gives them
+    flat:dict[str,np.ndarray], # Columns end to end, as `fsd.rows.tokens` gives them
     lengths:np.ndarray,        # Tokens of each row
 )->np.ndarray: # (n,) in uint64
     "64 bits of what the teacher gets to see of each row; missing `token_type_ids` are zeros."
@@ -229,7 +229,7 @@ def __call__(self:KeptTeacher,
 # %% ../nbs/09_features.ipynb #6ec99e59
 def keep_features(
     model:PreTrainedModel,  # The teacher, fine-tuned, on the device it is to run on
-    rows,                   # From `fsd.glue.tokenise`, or any that `fsd.glue.tokens` takes
+    rows,                   # From `fsd.rows.tokenise`, or any that `fsd.rows.tokens` takes
     needs:frozenset[tuple[str,int]], # Such as {('hidden', -2)}; logits are always kept
     folder:Path|str,        # Where such folders lie
     padding:str,            # 'paper' or 'masked'
@@ -265,7 +265,7 @@ class LiveTeacher:
     "A frozen model called with a batch as a kept teacher is: `teacher(batch) -> Features`."
     def __init__(self,
         model:PreTrainedModel,            # Moved to the batch's device when called
-        needs:frozenset[tuple[str,int]],  # As in `fsd.models.forward`
+        needs:frozenset[tuple[str,int]],  # As in `fsd.passes.forward`
         padding:str,                      # 'paper', or 'masked': zeros at padding
         dtype:torch.dtype=torch.float32,  # Of the features given out
         precision:str='fp32',             # Or 'bf16'

@@ -141,7 +141,7 @@ def _check_head(config, task:str):
 
 def load_teacher(
     model:str|Path, # Folder or hub id, pre-trained or fine-tuned
-    task:str,       # A key of `fsd.glue.tasks`
+    task:str,       # A key of `fsd.tasks.tasks`
     seed:int=0,     # Of what the files lack: classifier, perhaps pooler
 )->PreTrainedModel: # In float32 whatever the files hold, in eval mode
     "A classifier with the labels of `task`, quiet about a fresh head; a `ValueError` if anything else is missing or a fine-tuned one has other labels."
@@ -280,7 +280,7 @@ def check_length(
 # %% ../nbs/04_models.ipynb #724b0c40
 def sketch(
     config,   # Of a pre-trained or fine-tuned model
-    task:str, # A key of `fsd.glue.tasks`
+    task:str, # A key of `fsd.tasks.tasks`
 )->PreTrainedModel: # On the meta device
     "The classifier for `task` without its numbers; a `ValueError` if there is none, or one with other labels."
     _check_head(config, task)
@@ -313,7 +313,7 @@ def lower_half(
 
 def student_of(
     model:str|Path,         # Folder or hub id, as for `load_teacher`
-    task:str,               # A key of `fsd.glue.tasks`
+    task:str,               # A key of `fsd.tasks.tasks`
     layers:int|None=None,   # Blocks to keep; half of them if None
     seed:int=0,             # Of the classifier, and of the pooler if the files have none
 )->PreTrainedModel:
