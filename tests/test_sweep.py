@@ -9,8 +9,8 @@ from optuna.trial import TrialState
 from fsd import runs
 from fsd.tasks import tasks
 from fsd.methods import reads
-from fsd.plans import Preset, Stage, presets
-from fsd.sweep import Sweep, steps
+from fsd.plans import Preset, Stage, presets, steps
+from fsd.sweep import Sweep
 from fsd.settings import Settings, resolve
 
 plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
