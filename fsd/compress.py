@@ -23,7 +23,7 @@ from .tasks import tasks, unknown
 from .wid import Inheritance, check_shares, penalties, strategies, wid_config, wid_size
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, write_json
 from .models import check_words, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
-from .runs import environment, find_device
+from .machine import environment, find_device
 from .settings import check_values, parse, setting
 from .job import LogBeforeSave, NonFinite, OneDevice, SoundTrainer, check_alone, in_rows
 

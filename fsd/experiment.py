@@ -23,7 +23,7 @@ from .methods import Objective, find_method, find_term
 from .terms import Pair, schedule_knobs, weight
 from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, sketch
 from .passes import random_features
-from .runs import find_device, peak_memory, processes
+from .machine import find_device, peak_memory, processes, environment
 from .probe import Probe
 from .settings import Knobs, check_fit, overrides, resolve
 from .trainer import DistillationConfig, DistillationTrainer
@@ -201,7 +201,7 @@ def summary(self:Experiment)->dict:
             'model': self.source.words, 'student': student,
             'padding': {'paper':f'{s.max_length} positions, padding takes part in structures', 'masked':'padding is left out of structures'}[s.padding],
             'training': f'{s.epochs} epochs at {pace} in batches of {s.batch_size*s.accumulate}, {s.precision}; teacher {s.teacher_epochs} at {s.teacher_lr:g}',
-            'device': runs.environment(self.device)['device'], 'seed': s.seed,
+            'device': environment(self.device)['device'], 'seed': s.seed,
             'changed by hand': ', '.join(f'{k}={v}' for k,v in self.overrides.items()) or 'nothing', 'record': shown(self.folder/'run.json')}
 
 @patch
@@ -323,7 +323,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     self.tokenizer.save_pretrained(folder)
     log = trainer.state.log_history
     write_json(folder/'training.json', dict(history=[l for l in log if 'loss' in l], probe=[l for l in log if 'probe' in l], epochs=self._epochs(log), seconds=time.time()-start,
-        peak_memory=peak_memory(args.device), environment=runs.environment(args.device)))
+        peak_memory=peak_memory(args.device), environment=environment(args.device)))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 @patch

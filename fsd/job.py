@@ -11,7 +11,7 @@ from functools import wraps
 from pathlib import Path
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from .kept import seal
-from .runs import processes
+from .machine import processes
 
 # %% ../nbs/10_job.ipynb #9e75fb44
 def once(f):

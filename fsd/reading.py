@@ -27,6 +27,7 @@ from .settings import beside, check_values, parse, read_settings, setting
 from .tasks import unknown
 from .windows import Answer, answers, rightwards, windows
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
+from .machine import environment, find_device, peak_memory
 
 # %% ../nbs/16_reading.ipynb #59b0dca2
 _usual = dict(
@@ -131,7 +132,7 @@ class Reading:
         **params): # Any field of `SquadSettings`
         check_alone("a run", "start one per GPU for different models or seeds")
         asked = resolve_squad(**params)
-        self.device,self.source = runs.find_device(asked.device),find_model(asked.model)
+        self.device,self.source = find_device(asked.device),find_model(asked.model)
         self.name = model_name(self.source)
         self.data = load_squad(asked.version, asked.data)
         of_run = dict(model_section=self.name, demo=self.data.source=='demo')
@@ -176,7 +177,7 @@ class Reading:
         s = self.settings
         return {'task': f'SQuAD {s.version}{_words.get(self.kind, "")}', 'data': self.data.where, 'questions': ', '.join(f'{n} {len(o):,}' for n,o in self.data.splits.items()),
                 'model': self.source.words, 'windows': f'{s.max_length} tokens, neighbours share {s.stride}',
-                'training': f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size}, {s.precision}', 'device': runs.environment(self.device)['device'], 'seed': s.seed,
+                'training': f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size}, {s.precision}', 'device': environment(self.device)['device'], 'seed': s.seed,
                 'changed by hand': ', '.join(f'{k}={v}' for k,v in self.overrides.items()) or 'nothing', 'record': shown(self.folder/'run.json')}
 
     def _repr_markdown_(self)->str: return in_rows(self.summary())
@@ -200,7 +201,7 @@ def _train(self:Reading, folder:Path):
         model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
     write_json(folder/'training.json', dict(history=[{k:l[k] for k in ('step','epoch','loss','learning_rate')} for l in trainer.state.log_history if 'loss' in l],
-        windows=len(rows), seconds=time.time()-start, peak_memory=runs.peak_memory(args.device), environment=runs.environment(args.device)))
+        windows=len(rows), seconds=time.time()-start, peak_memory=peak_memory(args.device), environment=environment(args.device)))
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 @patch(as_prop=True)

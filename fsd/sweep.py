@@ -30,6 +30,7 @@ from .models import find_model, model_name
 from .plans import Preset, Stage, find_preset, steps
 from .settings import allowed, beside, of_both, of_rows, of_teachers, parse, resolve, setting
 from .journal import Journal, unwarned
+from .machine import environment
 
 # %% ../nbs/19_sweep.ipynb #252fa90b
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def sizes(self:Sweep)->dict:
 @patch
 def measured(self:Sweep)->list[tuple]:
     "(task, method, seconds per step) of the finished students of the same model, precision, padding and device, from their records."
-    device,found = runs.environment()['device'],[]
+    device,found = environment()['device'],[]
     for o in runs.find(kind=None):
         s = o.record['settings']
         if o.method not in known_methods or o.model!=self.model or o.record['environment']['device']!=device or s['precision']!=self.first[0].settings.precision: continue

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from fsd.kept import Damaged, read_json, write_json
 from conftest import build_for_cuda
-from fsd.runs import Run, check, environment, find, find_device, folder_of, frame, kind_of, load, peak_memory, save, table
+from fsd.machine import environment, find_device, peak_memory
+from fsd.runs import Run, check, find, folder_of, frame, kind_of, load, save, table
 
 @pytest.fixture(autouse=True)
 def own_outputs(tmp_path, monkeypatch): monkeypatch.setenv('FSD_OUTPUTS', str(tmp_path/'outputs'))
