@@ -15,7 +15,7 @@ from .machine import processes
 
 # %% ../nbs/10_job.ipynb #9e75fb44
 def once(f):
-    "`f` called the first time only; what it returned is remembered in the experiment."
+    "`f` called the first time only; what it returned is remembered in the run."
     @wraps(f)
     def inner(self):
         if f.__name__ not in self.found: self.found[f.__name__] = f(self)

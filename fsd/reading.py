@@ -33,7 +33,7 @@ from .machine import environment, find_device, peak_memory
 _usual = dict(
     version='1.1', data='auto', model='auto', seed=0,
     epochs=2, lr=3e-5, batch_size=12,          # the commands of BERT's and of transformers' SQuAD example
-    max_length=384, stride=128,                # likewise; stride is what windows share, see above
+    max_length=384, stride=128,                # likewise; stride is what windows share, see the windows
     max_question=64, max_answer=30,            # defaults of BERT's run_squad.py
     null_threshold=0., warmup=.1,              # likewise
     weight_decay=.01, max_grad_norm=1.,        # BERT's optimizer
