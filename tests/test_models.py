@@ -6,8 +6,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, MPNetConfig, T5Config, XLNetConfig
 import fsd.models
-from fsd.models import (ModelPath, check_folder, find_model, forward, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
-                        positions, random_features, sketch, student_of, weights_fingerprint)
+from fsd.models import (ModelPath, check_folder, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
+                        positions, sketch, student_of, weights_fingerprint)
+from fsd.passes import forward, random_features
 
 def bert(layers=4, **kw):
     torch.manual_seed(0)
