@@ -24,7 +24,7 @@ from .wid import Inheritance, check_shares, penalties, strategies, wid_config, w
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, write_json
 from .models import check_words, find_model, load_tokenizer, model_fingerprint, model_name, plain, quiet
 from .machine import environment, find_device
-from .settings import check_values, parse, setting
+from .settings import check_values, setting
 from .job import LogBeforeSave, NonFinite, OneDevice, SoundTrainer, check_alone, in_rows
 
 # %% ../nbs/11_compress.ipynb #11887685
@@ -189,10 +189,10 @@ class Compression:
     "One run of `wid.ipynb`: a BERT made narrower by masked words."
     def __init__(self, **params): # The fields of the notebook's cell of parameters
         check_alone("this", "give Inheritance to a Trainer of your own for more")
-        kinds = {f.name:f.type for f in fields(CompressionSettings)}
+        kinds = [f.name for f in fields(CompressionSettings)]
         for name in params:
             if name not in kinds: raise unknown('parameter', name, kinds)
-        s = self.settings = CompressionSettings(**{k:parse(k, kinds[k], v) for k,v in ({'device':'auto'} | params).items()})
+        s = self.settings = CompressionSettings(**({'device':'auto'} | params))
         check_values(s, CompressionSettings)
         check_shares(s.ramp, s.fade)
         self.device,self.source = find_device(s.device),find_model(s.model)

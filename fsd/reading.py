@@ -23,7 +23,7 @@ from . import runs
 from .job import once, NonFinite, LogBeforeSave, OneDevice, SoundTrainer, check_alone, in_rows
 from .kept import fingerprint, kept, newest_valid, outputs, read_json, shown, write_json
 from .models import check_folder, check_length, check_words, find_model, load_tokenizer, model_fingerprint, model_name, quiet
-from .settings import beside, check_values, parse, read_settings, setting
+from .settings import beside, check_values, read_settings, setting
 from .tasks import unknown
 from .windows import Answer, answers, rightwards, windows
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
@@ -74,13 +74,13 @@ def resolve_squad(
     **params, # Values given by hand; `None` leaves the choice to the tables above
 )->SquadSettings:
     "Settings of one run, all checked."
-    kinds = {f.name:f.type for f in fields(SquadSettings)}
+    kinds = [f.name for f in fields(SquadSettings)]
     for name in params:
         if name not in kinds: raise unknown('parameter', name, kinds)
     ini = read_settings()
     of_model = {k:v for k,v in (ini[model_section] if ini.has_section(model_section) else {}).items() if k in ('lr','warmup')}
     given = _usual | of_model | (_demo if demo else {}) | {k:v for k,v in params.items() if v is not None}
-    return SquadSettings(**{k:parse(k, kinds[k], v) for k,v in given.items()})
+    return SquadSettings(**given)
 
 # %% ../nbs/16_reading.ipynb #3b94d834
 def _refuse(model, kind:str): raise ValueError(f'{model} is of the kind {kind!r}; questions are answered by encoders that are built like BERT and read both ways')

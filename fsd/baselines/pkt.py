@@ -18,7 +18,8 @@ def choices(
     x: Tensor, # One vector an example, (N, D)
 ) -> Tensor: # (N, N), rows sum to 1, diagonal 0
     "How likely each example chooses each other by its cosine (Passalis and Tefas 2018)"
-    c = ((cosines(x) + 1) / 2).fill_diagonal_(0) if not x.requires_grad else ((cosines(x) + 1) / 2) * (1 - torch.eye(len(x), device=x.device))
+    c = (cosines(x) + 1) / 2
+    c = c * (1 - torch.eye(len(c), device=c.device))
     return c / c.sum(1, keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
 
 # %% ../../nbs/baselines/pkt.ipynb #00ba79af
