@@ -17,61 +17,61 @@ from torch.autograd.function import once_differentiable
 
 # %% ../nbs/05_cka.ipynb #fd65bbb6
 def check(
-    says: str, # What must hold, in words
-    **given: tuple[Tensor | None, str], # Name = (tensor, names of its dimensions), such as `x=(x, '... n d')`; None is left out
+    says:str, # What must hold, in words
+    **given:tuple[Tensor|None, str], # Name = (tensor, names of its dimensions), such as `x=(x, '... n d')`; None is left out
 ):
-    "A `ValueError` unless dimensions of one name have one size in all tensors; a `TypeError` unless all are tensors of real numbers"
+    "A `ValueError` unless dimensions of one name have one size in all tensors; a `TypeError` unless all are tensors of real numbers."
     given = {name: (x, shape.split()) for name, (x, shape) in given.items() if x is not None}
     sizes, fits = {}, True
     for name, (x, dims) in given.items():
         if not isinstance(x, Tensor): raise TypeError(f"{name} must be a torch tensor, not {type(x).__module__}.{type(x).__name__}; torch.from_numpy({name}) makes one of an array")
         if x.is_complex(): raise TypeError(f"{name} must hold real numbers, not {x.dtype}")
-        many = dims[0] == '...'
+        many = dims[0]=='...'
         first = x.ndim - len(dims) + 1 if many else 0
-        fits = fits and first >= 0 and (many or x.ndim == len(dims))
+        fits = fits and first>=0 and (many or x.ndim==len(dims))
         for dim, size in zip(dims, (x.shape[:first], *x.shape[first:]) if many else x.shape): fits = fits and sizes.setdefault(dim, size) == size
     if not fits: raise ValueError(f"{says}: " + ', '.join(f"{name} ({', '.join(dims)})" for name, (_, dims) in given.items())
                                   + ', not ' + ', '.join(str(tuple(x.shape)) for x, _ in given.values()))
 
 # %% ../nbs/05_cka.ipynb #29616795
 def center(
-    x: Tensor, # Features, (..., n, d)
-) -> Tensor: # Same shape
-    "`x` minus its mean over the samples"
+    x:Tensor, # Features, (..., n, d)
+)->Tensor: # Same shape
+    "`x` minus its mean over the samples."
     check('features must have samples', x=(x, '... n d'))
     x = x if x.is_floating_point() else x.to(float_of(x))
     return x - x.mean(-2, keepdim=True)
 
 # %% ../nbs/05_cka.ipynb #f29188e5
-def float_of(*xs: Tensor) -> torch.dtype:
-    "float64 if one of `xs` is, else float32"
+def float_of(*xs:Tensor)->torch.dtype:
+    "float64 if one of `xs` is, else float32."
     return torch.float64 if torch.float64 in {x.dtype for x in xs} else torch.float32
 
-def exact_of(x: Tensor) -> torch.dtype:
-    "float64 on the CPU and on CUDA, else float32: Apple's GPUs have no other"
+def exact_of(x:Tensor)->torch.dtype:
+    "float64 on the CPU and on CUDA, else float32: Apple's GPUs have no other."
     return torch.float64 if x.device.type in ('cpu', 'cuda') else torch.float32
 
-def uncast(x: Tensor):
-    "A context without autocast where `x` lies"
+def uncast(x:Tensor):
+    "A context without autocast where `x` lies."
     return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
-def home(x: Tensor) -> Tensor:
-    "`x`, moved to the CPU from Apple's GPUs, for what float32 is not enough for"
-    return x.cpu() if x.device.type == 'mps' else x
+def home(x:Tensor)->Tensor:
+    "`x`, moved to the CPU from Apple's GPUs, for what float32 is not enough for."
+    return x.cpu() if x.device.type=='mps' else x
 
-def exact(x: Tensor) -> Tensor:
-    "`x` at `home`, in float64"
+def exact(x:Tensor)->Tensor:
+    "`x` at `home`, in float64."
     x = home(x)
     return x.to(exact_of(x))
 
 # %% ../nbs/05_cka.ipynb #45ede893
 def _blocks(
-    x: Tensor, # (b, n, d)
-    dtype: torch.dtype, # Of the buffer
-) -> Iterator[tuple[tuple, Tensor]]: # Where the block lies in `x`, buffer of its shape
-    "Cut `x` into blocks of some examples and some columns, $2^{19}$ numbers for each thread's cache, with one buffer for them all; one block on a GPU"
+    x:Tensor, # (b, n, d)
+    dtype:torch.dtype, # Of the buffer
+)->Iterator[tuple[tuple, Tensor]]: # Where the block lies in `x`, buffer of its shape
+    "Cut `x` into blocks of some examples and some columns, $2^{19}$ numbers for each thread's cache, with one buffer for them all; one block on a GPU."
     b, n, d = x.shape
-    size = torch.get_num_threads() << 19 if x.device.type == 'cpu' else x.numel()
+    size = torch.get_num_threads() << 19 if x.device.type=='cpu' else x.numel()
     cols = max(1, min(d, size // max(1, n)))
     rows = max(1, min(b, size // max(1, n * cols)))
     buffer = x.new_empty(rows, n, cols, dtype=dtype)
@@ -81,45 +81,45 @@ def _blocks(
 
 # %% ../nbs/05_cka.ipynb #d2d9421c
 def _center_both(
-    k: Tensor, # Symmetric, (b, n, n)
-    u: Tensor, # (b, n)
-    v: Tensor, # (b, n), with $u^\top v=1$
-) -> Tensor: # (b, n, n)
-    r"$(I-vu^\top)\,k\,(I-uv^\top)$"
+    k:Tensor, # Symmetric, (b, n, n)
+    u:Tensor, # (b, n)
+    v:Tensor, # (b, n), with $u^\top v=1$
+)->Tensor: # (b, n, n)
+    r"$(I-vu^\top)\,k\,(I-uv^\top)$."
     r = (k @ u[..., None])
     r, v = r - v[..., None] * (u[:, None] @ r) / 2, v[:, None]
     return k - r * v - (r * v).mT
 
-def _bits(x: Tensor) -> Tensor: return x.view(torch.int64 if x.dtype == torch.float64 else torch.int32)
+def _bits(x:Tensor)->Tensor: return x.view(torch.int64 if x.dtype==torch.float64 else torch.int32)
 
-def _power(x: Tensor) -> Tensor: # Same shape
-    "The largest power of 2 that is not above `x`, by the bits of its exponent; infinite if `x` is not finite"
+def _power(x:Tensor)->Tensor: # Same shape
+    "The largest power of 2 that is not above `x`, by the bits of its exponent; infinite if `x` is not finite."
     return (_bits(x.clamp(min=torch.finfo(x.dtype).tiny)) & _bits(torch.full_like(x, torch.inf))).view(x.dtype)
 
 def _origin(
-    x: Tensor, # (b, n, d)
-    w: Tensor, # (b, n)
-    masked: bool, # Whether weights may be 0
-) -> tuple[Tensor, Tensor]: # Mean of the first four samples that count (b, 1, d), and one over its power of 2 (b, 1, 1); the former times the latter
+    x:Tensor, # (b, n, d)
+    w:Tensor, # (b, n)
+    masked:bool, # Whether weights may be 0
+)->tuple[Tensor, Tensor]: # Mean of the first four samples that count (b, 1, d), and one over its power of 2 (b, 1, 1); the former times the latter
     if not masked: few = x[:, :4].to(w.dtype)
     else:
-        first = (w == 0).int().argsort(dim=1, stable=True)[:, :4, None]
+        first = (w==0).int().argsort(dim=1, stable=True)[:, :4, None]
         few = x.gather(1, first.expand(-1, -1, x.shape[2])).to(w.dtype).masked_fill(w[..., None].gather(1, first) == 0, 0)
     top = few.abs().amax((1, 2), keepdim=True) if few.numel() else few.new_zeros(len(few), 1, 1)
-    up = 1 / _power(top.masked_fill(top == 0, 1).clamp(min=2.**-100))
+    up = 1 / _power(top.masked_fill(top==0, 1).clamp(min=2.**-100))
     if not masked: return (few * up).mean(1, keepdim=True), up
-    return (few * up).sum(1, keepdim=True) / (w != 0).sum(1).clamp(1, 4)[:, None, None], up
+    return (few * up).sum(1, keepdim=True) / (w!=0).sum(1).clamp(1, 4)[:, None, None], up
 
 def _parts(x, w, masked, near, up):
-    "The blocks of `x` less `near`, times `up`; 0 where the weight is, whatever stands there: no bit of it is kept"
-    on = -(w != 0).to(_bits(w).dtype)[..., None]
+    "The blocks of `x` less `near`, times `up`; 0 where the weight is, whatever stands there: no bit of it is kept."
+    on = -(w!=0).to(_bits(w).dtype)[..., None]
     for at, part in _blocks(x, w.dtype):
         torch.addcmul(-near[at], x[at], up[at[0]], out=part)
         if masked: _bits(part).bitwise_and_(on[at[0]])
         yield at, part
 
 class _Gram(torch.autograd.Function):
-    "Gram matrix of `x` (b, n, d) around its mean under the weights `w` (b, n), or, if `free`, that over a power of 2"
+    "Gram matrix of `x` (b, n, d) around its mean under the weights `w` (b, n), or, if `free`, that over a power of 2."
     @staticmethod
     def forward(ctx, x, w, masked, free):
         n, m = x.shape[1], x.shape[1] // 2
@@ -145,18 +145,18 @@ class _Gram(torch.autograd.Function):
         with uncast(x):
             s = _center_both(dk + dk.mT, torch.ones_like(w), w) * size
             for at, part in _parts(x, w, ctx.masked, near, up):
-                if x.dtype == w.dtype: torch.bmm(s[at[0]], part, out=dx[at])
+                if x.dtype==w.dtype: torch.bmm(s[at[0]], part, out=dx[at])
                 else: dx[at] = s[at[0]] @ part
         return dx, None, None, None
 
 # %% ../nbs/05_cka.ipynb #e5a45b87
 def gram(
-    x: Tensor, # Features, (..., n, d)
-    weight: Tensor | None = None, # Weights of the samples in the mean, summing to 1, (..., n); equal if None
-    dtype: torch.dtype | None = None, # Of the arithmetic; float64 if `x` is, else float32, if None
-    free: bool = False, # Leave out a power of 2, another for each matrix, so that no scale of `x` is too large or too small to be squared
-) -> Tensor: # (..., n, n), of `dtype`
-    "Centred Gram matrix $HXX^\\top H$, without forming $H$; exactly 0 for features that differ by no more than rounding"
+    x:Tensor, # Features, (..., n, d)
+    weight:Tensor|None=None, # Weights of the samples in the mean, summing to 1, (..., n); equal if None
+    dtype:torch.dtype|None=None, # Of the arithmetic; float64 if `x` is, else float32, if None
+    free:bool=False, # Leave out a power of 2, another for each matrix, so that no scale of `x` is too large or too small to be squared
+)->Tensor: # (..., n, n), of `dtype`
+    "Centred Gram matrix $HXX^\\top H$, without forming $H$; exactly 0 for features that differ by no more than rounding."
     check('features must have samples, and a weight for each', x=(x, '... n d'), weight=(weight, '... n'))
     *batch, n, d = x.shape
     b, masked, dtype = math.prod(batch), weight is not None, dtype or float_of(x)
@@ -166,14 +166,14 @@ def gram(
 
 # %% ../nbs/05_cka.ipynb #6be1ecc2
 def u_center(
-    k: Tensor, # Gram matrix, (..., n, n), centred or not
-    keep: Tensor | None = None, # Samples that count, boolean, (..., n); all if None
-) -> Tensor: # Same shape; 0 if fewer than 4 samples count, or all are alike to each other within rounding
-    "`k` with its diagonal and then the sum of each row taken to 0"
+    k:Tensor, # Gram matrix, (..., n, n), centred or not
+    keep:Tensor|None=None, # Samples that count, boolean, (..., n); all if None
+)->Tensor: # Same shape; 0 if fewer than 4 samples count, or all are alike to each other within rounding
+    "`k` with its diagonal and then the sum of each row taken to 0."
     check('a Gram matrix must be square, with one `keep` a sample', k=(k, '... n n'), keep=(keep, '... n'))
     keep = torch.ones_like(k[..., 0], dtype=torch.bool) if keep is None else keep.bool()
     n = keep.sum(-1)[..., None, None]
-    on = keep[..., None] & keep[..., None, :] & ~torch.eye(k.shape[-1], dtype=torch.bool, device=k.device) & (n > 3)
+    on = keep[..., None] & keep[..., None, :] & ~torch.eye(k.shape[-1], dtype=torch.bool, device=k.device) & (n>3)
     own = (k.diagonal(0, -2, -1) * keep).abs().sum(-1)[..., None, None]
     k, n = k * on, n.clamp(min=4)
     rows = k.sum(-1, keepdim=True) / (n - 2)
@@ -182,11 +182,11 @@ def u_center(
 
 # %% ../nbs/05_cka.ipynb #ed946ff1
 def hsic(
-    k: Tensor, # Gram matrix, (..., n, n), centred or not
-    l: Tensor, # Gram matrix, (..., n, n), centred or not
-    debiased: bool = False, # The unbiased estimate of Song et al. (2012) instead of equation 5
-) -> Tensor: # (...)
-    "Hilbert-Schmidt independence criterion $tr(KHLH)/(n-1)^2$; 0 where samples are too few, below 2, or below 4 if `debiased`"
+    k:Tensor, # Gram matrix, (..., n, n), centred or not
+    l:Tensor, # Gram matrix, (..., n, n), centred or not
+    debiased:bool=False, # The unbiased estimate of Song et al. (2012) instead of equation 5
+)->Tensor: # (...)
+    "Hilbert-Schmidt independence criterion $tr(KHLH)/(n-1)^2$; 0 where samples are too few, below 2, or below 4 if `debiased`."
     check('Gram matrices must be square and of the same samples', k=(k, '... n n'), l=(l, '... n n'))
     n = k.shape[-1]
     if debiased: return (u_center(k) * u_center(l)).sum((-2, -1)) / max(1, n * (n - 3))
@@ -194,47 +194,47 @@ def hsic(
     return ((k - k.mean(-2, keepdim=True)) * l).sum((-2, -1)) / max(1, n - 1)**2
 
 # %% ../nbs/05_cka.ipynb #0293e19d
-def _ratio(kl: Tensor, kk: Tensor, ll: Tensor) -> Tensor:
-    "`kl` / √(`kk` `ll`), and 0 with zero gradient where `kk` or `ll` is 0"
-    none = (kk == 0) | (ll == 0)
+def _ratio(kl:Tensor, kk:Tensor, ll:Tensor)->Tensor:
+    "`kl` / √(`kk` `ll`), and 0 with zero gradient where `kk` or `ll` is 0."
+    none = (kk==0) | (ll==0)
     return kl / kk.masked_fill(none, 1).sqrt() / ll.masked_fill(none, 1).sqrt() * ~none
 
 # %% ../nbs/05_cka.ipynb #de105e0d
 def _structure(x, mask, debiased, dtype):
-    "The matrix whose cosine with another is CKA, but for a power of 2: centred Gram matrix of `x`, its samples weighted by `mask`"
+    "The matrix whose cosine with another is CKA, but for a power of 2: centred Gram matrix of `x`, its samples weighted by `mask`."
     if mask is None: k = gram(x, None, dtype, free=True)
     else:
         w = mask.to(dtype)
         w = w / w.sum(-1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
         k = gram(x, w, dtype, free=True)
-    if debiased: return u_center(k, None if mask is None else mask != 0)
+    if debiased: return u_center(k, None if mask is None else mask!=0)
     return k if mask is None else k * (w[..., None] * w[..., None, :]).sqrt()
 
 # %% ../nbs/05_cka.ipynb #c137cef2
 def raw_cka(x, y, mask, debiased):
-    "`linear_cka` before it is rounded to the precision of the features"
+    "`linear_cka` before it is rounded to the precision of the features."
     k, l = (_structure(o, mask, debiased, float_of(x, y)) for o in (x, y))
     return _ratio(*((a * b).sum((-2, -1), dtype=exact_of(x)) for a, b in ((k, l), (k, k), (l, l))))
 
 # %% ../nbs/05_cka.ipynb #b5201aab
 def linear_cka(
-    x: Tensor, # Features, (..., n, d1)
-    y: Tensor, # Features of the same samples, (..., n, d2)
-    mask: Tensor | None = None, # Weights of the samples, such as an attention mask, (..., n); 0 or 1 if `debiased`; what has weight 0 is not read
-    debiased: bool = False, # Debiased estimate: needs 4 samples, may be negative
-) -> Tensor: # (...); float64 if `x` or `y` is, else float32
-    "Centered kernel alignment, linear kernel (equation 4; Kornblith et al. 2019); 0 with zero gradient where it is undefined: constant features, too few samples"
+    x:Tensor, # Features, (..., n, d1)
+    y:Tensor, # Features of the same samples, (..., n, d2)
+    mask:Tensor|None=None, # Weights of the samples, such as an attention mask, (..., n); 0 or 1 if `debiased`; what has weight 0 is not read
+    debiased:bool=False, # Debiased estimate: needs 4 samples, may be negative
+)->Tensor: # (...); float64 if `x` or `y` is, else float32
+    "Centered kernel alignment, linear kernel (equation 4; Kornblith et al. 2019); 0 with zero gradient where it is undefined: constant features, too few samples."
     check('x and y must hold the same samples, and mask must have one weight a sample', x=(x, '... n d1'), y=(y, '... n d2'), mask=(mask, '... n'))
     if mask is not None and not mask.is_meta:
-        good = (mask == 0) | (mask == 1) if debiased else mask >= 0
+        good = (mask==0) | (mask==1) if debiased else mask>=0
         if not good.all(): raise ValueError(f"mask must be {'0 or 1 if debiased' if debiased else 'at least 0'}, not {mask[~good][0].item()}")
     return raw_cka(x, y, mask, debiased).to(float_of(x, y))
 
 # %% ../nbs/05_cka.ipynb #944c2715
 def minibatch_cka(
-    pairs: Iterable[tuple[Tensor, Tensor]], # Features (n, d1) and (n, d2) of one mini-batch after another
-) -> Tensor: # Scalar; float64 if features are, else float32
-    "CKA of a data set from its mini-batches, debiased HSIC summed over them before the ratio (Nguyen et al. 2021); batches of fewer than 4 add nothing"
+    pairs:Iterable[tuple[Tensor, Tensor]], # Features (n, d1) and (n, d2) of one mini-batch after another
+)->Tensor: # Scalar; float64 if features are, else float32
+    "CKA of a data set from its mini-batches, debiased HSIC summed over them before the ratio (Nguyen et al. 2021); batches of fewer than 4 add nothing."
     sums, dtype = [], torch.float32
     for x, y in pairs:
         check('x and y of a mini-batch must hold the same samples', x=(x, 'n d1'), y=(y, 'n d2'))

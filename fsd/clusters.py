@@ -20,7 +20,7 @@ from .cka import check
 # %% ../nbs/07_clusters.ipynb #45dcc7c3
 @dataclass
 class Clusters:
-    "Centroids of features, and which example belongs to which"
+    "Centroids of features, and which example belongs to which."
     centroids:Tensor = field(repr=False)  # (k, P), float32
     assignment:Tensor = field(repr=False) # (n,), cluster of each example
     inertia:float                         # Sum of squared distances of the examples to their centroid
@@ -28,31 +28,31 @@ class Clusters:
 
     @property
     def counts(self)->Tensor:
-        "Examples in each cluster, (k,)"
+        "Examples in each cluster, (k,)."
         return self.assignment.bincount(minlength=len(self.centroids))
 
 # %% ../nbs/07_clusters.ipynb #f7c45f17
 def _shape(x):
-    "Rows and columns of features; a `ValueError` if they have none"
+    "Rows and columns of features; a `ValueError` if they have none."
     shape = getattr(x, 'shape', None)
     if shape is None or len(shape)!=2: raise ValueError(f"features must have a shape (n, P), as a tensor or an array has, not {type(x).__name__ if shape is None else tuple(shape)}")
     return tuple(shape)
 
 def _tensor(rows):
-    "`rows` of an array or tensor as a tensor that shares their memory"
+    "`rows` of an array or tensor as a tensor that shares their memory."
     if isinstance(rows, Tensor): return rows.detach()
     with warnings.catch_warnings():
         warnings.simplefilter('ignore') # a file mapped read-only: we only read
         return torch.from_numpy(np.asarray(rows))
 
 def _check_squares(block, n, first):
-    "A `ValueError` unless the squares of `block` can be summed, `n` times over, and told from 0"
+    "A `ValueError` unless the squares of `block` can be summed, `n` times over, and told from 0."
     size = torch.linalg.vector_norm(block, dim=1)
     if not (4*n*n*size.square()).isfinite().all() or size.numel() and size.max()<1e-15 and block.any():
         raise ValueError(f"features of rows {first} to {first+len(block)-1} are not finite, or too far from 1 for float32 to hold their squares")
 
 def _blocks(x, rows, shift, desc=None, start=0):
-    "Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies; each with its slice, each overwriting the last"
+    "Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies; each with its slice, each overwriting the last."
     n,p = x.shape
     buffer = shift.new_empty(min(rows, n-start), p)
     with tqdm(total=n-start, desc=desc, unit='row', delay=2, leave=False, disable=desc is None) as bar:
@@ -64,20 +64,20 @@ def _blocks(x, rows, shift, desc=None, start=0):
             bar.update(j-i)
 
 def _rows(x, budget, fixed=0, most=512):
-    "How many rows of `x`, at most `most`, fit into `budget` bytes beside `fixed`, once as they come and once in float32"
+    "How many rows of `x`, at most `most`, fit into `budget` bytes beside `fixed`, once as they come and once in float32."
     row = 8*x.shape[1]
-    if budget < fixed+row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
+    if budget<fixed+row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
     return min(most, int((budget-fixed) // row))
 
 def _middle(x, rows, device):
-    "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share"
+    "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share."
     mean = _tensor(x[:rows]).mean(0, dtype=torch.float32).to(device)
     if not mean.isfinite().all(): raise ValueError(f"features of rows 0 to {min(rows, x.shape[0])-1} are not finite, or too large to be summed in float32")
     return mean
 
 # %% ../nbs/07_clusters.ipynb #26d6a045
 def _gram(x, budget, device):
-    "Gram matrix of the rows of `x` around their mean, (n, n)"
+    "Gram matrix of the rows of `x` around their mean, (n, n)."
     n,hold,rows = x.shape[0], _rows(x, budget/2, most=x.shape[0]), _rows(x, budget/4)
     shift,g = _middle(x, rows, device), torch.empty(n, n, device=device)
     with tqdm(total=n*n, desc='Gram matrix', unit='pair', delay=2, leave=False) as bar:
@@ -93,7 +93,7 @@ def _gram(x, budget, device):
 
 # %% ../nbs/07_clusters.ipynb #1418b004
 def _seeds(g, k, rng):
-    "`k` rows far from one another: greedy k-means++ (Arthur & Vassilvitskii 2007)"
+    "`k` rows far from one another: greedy k-means++ (Arthur & Vassilvitskii 2007)."
     sq = g.diagonal()
     pick = [int(torch.randint(len(g), (), generator=rng))]
     near = (sq + sq[pick[0]] - 2*g[pick[0]]).clamp_(min=0)
@@ -109,7 +109,7 @@ def _seeds(g, k, rng):
 
 # %% ../nbs/07_clusters.ipynb #17cbd982
 def _fill(assignment, dist, k):
-    "Give every empty cluster the farthest example of a cluster that can spare one"
+    "Give every empty cluster the farthest example of a cluster that can spare one."
     counts = assignment.bincount(minlength=k)
     far = iter(dist.argsort(descending=True, stable=True).tolist())
     for c in (counts==0).nonzero().flatten().tolist():
@@ -121,7 +121,7 @@ def _fill(assignment, dist, k):
 
 # %% ../nbs/07_clusters.ipynb #626fa074
 def _lloyd(g, k, rng):
-    "Assignment and inertia of k-means on the rows behind Gram matrix `g`, run until nothing improves"
+    "Assignment and inertia of k-means on the rows behind Gram matrix `g`, run until nothing improves."
     sq,pick = g.diagonal(), _seeds(g, k, rng)
     score = sq[pick,None] - 2*g[pick]
     best,sums,a = math.inf,None,None
@@ -130,7 +130,7 @@ def _lloyd(g, k, rng):
         new = _fill(near.indices, near.values+sq, k)
         if sums is None: sums = torch.zeros_like(score).index_add_(0, new, g)
         else:
-            moved = (new != a).nonzero().flatten()
+            moved = (new!=a).nonzero().flatten()
             sums.index_add_(0, new[moved], g[moved]).index_add_(0, a[moved], g[moved], alpha=-1)
         n = new.bincount(minlength=k)
         own = sums.gather(0, new[None])[0]
@@ -142,7 +142,7 @@ def _lloyd(g, k, rng):
 
 # %% ../nbs/07_clusters.ipynb #48a3d064
 def _project(x, budget, shift, rng):
-    "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 512, and the sum of squares"
+    "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 512, and the sum of squares."
     n,p = x.shape
     d = min(p, 512, int(budget/2//(4*p)), int(budget/4//(4*n)))
     r = None if d==p else torch.randn(p, d, generator=rng).div_(d**.5).to(shift.device)
@@ -154,13 +154,13 @@ def _project(x, budget, shift, rng):
 
 # %% ../nbs/07_clusters.ipynb #6a03e31f
 def _nearest(b, centroids):
-    "Nearest of `centroids` to each row of `b`, and the squared distance"
+    "Nearest of `centroids` to each row of `b`, and the squared distance."
     near = (centroids.square().sum(1) - 2*b@centroids.mT).min(1)
     return near.indices, (near.values + torch.linalg.vector_norm(b, dim=1)**2).clamp_(min=0)
 
 # %% ../nbs/07_clusters.ipynb #3506a815
 def _means(x, assignment, k, budget, shift, centroids=None, desc='means'):
-    "Means of the clusters less `shift`; with `centroids`, examples first move to the nearest of them"
+    "Means of the clusters less `shift`; with `centroids`, examples first move to the nearest of them."
     n,p = x.shape
     a,dist,sums = assignment.clone(), torch.zeros(n), shift.new_zeros(k, p)
     for i,b in _blocks(x, _rows(x, budget, sums.nbytes), shift, desc):
@@ -175,7 +175,7 @@ def _means(x, assignment, k, budget, shift, centroids=None, desc='means'):
 
 # %% ../nbs/07_clusters.ipynb #d3155564
 def _stream(x, k, rng, restarts, tol, budget, device):
-    "k-means on a projection of `x`, made exact by passes over `x`"
+    "k-means on a projection of `x`, made exact by passes over `x`."
     from sklearn.cluster import KMeans
     shift = _middle(x, _rows(x, budget/2), device)
     y,total = _project(x, budget, shift, rng)
@@ -192,9 +192,9 @@ def _stream(x, k, rng, restarts, tol, budget, device):
         passes += 1
         new,means = _means(x, a, k, budget, shift, c, f'pass {passes}')
         now = inertia(new, means)
-        gain = (best-now)/best if best > 0 else 0.
-        if gain > 0: a,c,best = new,means,now
-        if not gain > tol: break
+        gain = (best-now)/best if best>0 else 0.
+        if gain>0: a,c,best = new,means,now
+        if not gain>tol: break
     return Clusters((c+shift).cpu(), a, max(best, 0.), f"k-means on a projection to {y.shape[1]} features, best of {restarts}, then {passes} pass{'es'*(passes>1)} over all features")
 
 # %% ../nbs/07_clusters.ipynb #6f6ff213
@@ -207,9 +207,9 @@ def check_budget(
 )->str: # The road that is taken
     "A `ValueError` if `budget` is too small to cluster by `road`; known before there are features."
     if road not in ('auto','gram','streaming'): raise ValueError(f"unknown road {road!r}, choose 'auto', 'gram' or 'streaming'")
-    if road=='auto': road = 'gram' if 8*n*n <= budget/2 else 'streaming'
+    if road=='auto': road = 'gram' if 8*n*n<=budget/2 else 'streaming'
     least = max(4*p*(k+2), 8*n*n + 32*p if road=='gram' else max(32*p, 4*min(p, 16)*max(2*p, 4*n)))
-    if not budget >= least:
+    if not budget>=least:
         raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples of {p} features, it takes at least {least:.3g}")
     return road
 
@@ -228,8 +228,8 @@ def kmeans(
 
     'gram' runs Lloyd's algorithm on inner products alone and is exact. 'streaming' clusters a Gaussian projection, then passes over the features."""
     n,p = _shape(x)
-    if not isinstance(k, Integral) or not 1 <= k <= n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
-    if restarts < 1 or not tol >= 0: raise ValueError(f"restarts must be at least 1 and tol at least 0, not {restarts} and {tol}")
+    if not isinstance(k, Integral) or not 1<=k<=n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
+    if restarts<1 or not tol>=0: raise ValueError(f"restarts must be at least 1 and tol at least 0, not {restarts} and {tol}")
     road = check_budget(n, p, k, budget, road)
     rng = torch.Generator().manual_seed(seed)
     if road=='streaming': return _stream(x, k, rng, restarts, tol, budget, device)
@@ -249,7 +249,7 @@ def assign(
     budget:float=2e9, # Bytes of working memory, beside the centroids
     device:str='cpu', # Where the arithmetic is done
 )->tuple[Tensor,float]: # Nearest centroid of each example, (n,), and the sum of squared distances to it
-    "Nearest of `centroids` to each example"
+    "Nearest of `centroids` to each example."
     n,p = _shape(x)
     check('centroids must be (k, P), at least one', centroids=(centroids, 'k P'))
     if centroids.shape[1]!=p or not len(centroids): raise ValueError(f"centroids must be (k, {p}), at least one and as wide as the features, not {tuple(centroids.shape)}")
@@ -272,7 +272,7 @@ def released_memory(
     Centroids begin as noise near 0, scaled by the last batch's moments over the number of steps. Examples are assigned to them,
     then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0."""
     n,p = _shape(x)
-    if passes < 3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
+    if passes<3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
     if k<1 or batch_size<1 or n<1 or p<2: raise ValueError(f"k and batch_size must be at least 1, for at least one example of 2 features, not {k}, {batch_size} and {(n, p)}")
     steps = math.ceil(n/batch_size)
     last = _tensor(x[(steps-1)*batch_size:n]).float().cpu()

@@ -57,12 +57,12 @@ def planned_bytes(
 def in_words(n_bytes:float)->str:
     "A number of bytes with the unit that suits it."
     units = 'bytes', 'kB', 'MB', 'GB', 'TB'
-    unit = next((i for i in range(4) if n_bytes < 999.5*1000**i), 4)
+    unit = next((i for i in range(4) if n_bytes<999.5*1000**i), 4)
     return f"{n_bytes/1000**unit:.3g} {units[unit]}"
 
 # %% ../nbs/09_features.ipynb #cd9af289
 def rows_fingerprint(rows)->str:
-    "16 hexadecimal digits of what the teacher gets to see of `rows`, and their `idx`, by default 0, 1, …"
+    "16 hexadecimal digits of what the teacher gets to see of `rows`, and their `idx`, by default 0, 1, …."
     rows = listed(rows)
     (flat,n),idx = tokens(rows),row_idx(rows)
     h = hashlib.sha256(np.arange(len(n)) if idx is None else idx)
@@ -94,7 +94,7 @@ def check_range(
 ):
     "A `ValueError` naming the row if a kept value is not finite or too large for half precision."
     top = x.abs().amax(-1, keepdim=x.ndim==2).masked_fill(~keep, 0).amax(1).cpu()
-    if (bad := ~(top <= half_max)).any():
+    if (bad := ~(top<=half_max)).any():
         raise ValueError(f"{what} of row idx={idx[bad][0]} reaches {top[bad][0]:g}; half precision holds {half_max:g}. Is the teacher's training sound? A live teacher needs no half precision")
 
 # %% ../nbs/09_features.ipynb #2f990999

@@ -62,7 +62,7 @@ def scores(
     logits,labels = _numbers(logits, f'{task}: logits'),_answers(t, labels)
     n = len(labels)
     if n==0: raise ValueError(f"{task}: no predictions to score")
-    if logits.shape != (n,t.num_labels) and not (t.regression and logits.shape==(n,)):
+    if logits.shape!=(n,t.num_labels) and not (t.regression and logits.shape==(n,)):
         raise ValueError(f"{task}: logits of shape {logits.shape} for {n} labels, expected {(n,t.num_labels)}")
     if not np.isfinite(logits).all(): raise ValueError(f"{task}: logits hold NaN or infinity")
     pred = logits.reshape(n) if t.regression else logits.argmax(1)

@@ -63,8 +63,8 @@ def fingerprint(
 # %% ../nbs/01_kept.ipynb #1d6d9d6d
 def _fsync(path):
     "Wait until the file or folder `path` is on the disk."
-    if os.name == 'nt' and Path(path).is_dir(): return
-    f = os.open(path, os.O_RDWR if os.name == 'nt' else os.O_RDONLY)
+    if os.name=='nt' and Path(path).is_dir(): return
+    f = os.open(path, os.O_RDWR if os.name=='nt' else os.O_RDONLY)
     try: os.fsync(f)
     finally: os.close(f)
 
@@ -127,7 +127,7 @@ def seal(
     paths = sorted(Path(folder).rglob('*'))
     for p in paths: _fsync(p)
     files = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=sha256(p))
-             for p in paths if p.is_file() and p != Path(folder)/'manifest.json'}
+             for p in paths if p.is_file() and p!=Path(folder)/'manifest.json'}
     write_json(Path(folder)/'manifest.json', dict(about=about, files=files, seal=fingerprint(about=about, files=files)))
 
 # %% ../nbs/01_kept.ipynb #797de804
@@ -135,8 +135,8 @@ def _fault(path:Path, was:dict)->str|None:
     "What is wrong with the file `path`, in words; `was` holds its `bytes` and `sha256`."
     if not path.is_file(): return 'missing'
     now = path.stat().st_size
-    if now != was['bytes']: return f'{"truncated" if now < was["bytes"] else "grown"} from {was["bytes"]:,} to {now:,} bytes'
-    if sha256(path) != was['sha256']: return 'altered'
+    if now!=was['bytes']: return f'{"truncated" if now<was["bytes"] else "grown"} from {was["bytes"]:,} to {now:,} bytes'
+    if sha256(path)!=was['sha256']: return 'altered'
 
 def verify(
     folder:Path, # A sealed folder
@@ -180,7 +180,7 @@ def _why_build(folder:Path, about:dict)->str|None:
     if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file, and a folder is to be kept there; move the file away')
     try: was = verify(folder)
     except Damaged as e: return str(e)
-    if was != plain(about): return f'{folder} was made from {was}, not from {plain(about)}'
+    if was!=plain(about): return f'{folder} was made from {was}, not from {plain(about)}'
 
 # %% ../nbs/01_kept.ipynb #d3d0d139
 def kept(
@@ -196,7 +196,7 @@ def kept(
     with _alone(there):
         why = _why_build(there, about)
         if not why: return folder
-        if why != 'absent': print(f'{why}. Making it again.', flush=True)
+        if why!='absent': print(f'{why}. Making it again.', flush=True)
         _tidy(there)
         tmp = _tmp(there)
         tmp.mkdir()
@@ -217,7 +217,7 @@ def need_space(
     "Raise an `OSError` if the disk of `folder` has less than `n_bytes` free."
     there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(there).free
-    if not n_bytes <= free: # so that NaN does not pass
+    if not n_bytes<=free: # so that NaN does not pass
         raise OSError(f'{folder} needs {n_bytes/1e9:.3g} GB but {free/1e9:.3g} GB are free; make room or set FSD_OUTPUTS to a folder on a larger disk')
 
 # %% ../nbs/01_kept.ipynb #105d47e2

@@ -17,22 +17,22 @@ from .cka import check, float_of, raw_cka
 
 # %% ../nbs/06_losses.ipynb #83416e0e
 def ce(
-    logits: Tensor, # (N, C)
-    labels: Tensor, # Class numbers, or scores if C = 1, (N,)
-) -> Tensor: # Scalar
-    "Cross entropy with the labels; mean squared error if there is one output, the regression of STS-B (equation 2)"
+    logits:Tensor, # (N, C)
+    labels:Tensor, # Class numbers, or scores if C = 1, (N,)
+)->Tensor: # Scalar
+    "Cross entropy with the labels; mean squared error if there is one output, the regression of STS-B (equation 2)."
     check('there must be one label an example', logits=(logits, 'N C'), labels=(labels, 'N'))
     logits = logits.to(float_of(logits))
-    if logits.shape[-1] > 1: return F.cross_entropy(logits, labels)
+    if logits.shape[-1]>1: return F.cross_entropy(logits, labels)
     return F.mse_loss(logits.squeeze(-1), labels.to(logits))
 
 # %% ../nbs/06_losses.ipynb #991fd151
 def smoothed_ce(
-    logits: Tensor, # (N, C)
-    labels: Tensor, # Class numbers, (N,)
-    smoothing: float, # Share that goes to all classes alike, 0 to 1
-) -> Tensor: # Scalar
-    "Cross entropy with smoothed labels"
+    logits:Tensor, # (N, C)
+    labels:Tensor, # Class numbers, (N,)
+    smoothing:float, # Share that goes to all classes alike, 0 to 1
+)->Tensor: # Scalar
+    "Cross entropy with smoothed labels."
     return F.cross_entropy(logits.to(float_of(logits)), labels, label_smoothing=smoothing)
 
 # %% ../nbs/06_losses.ipynb #5ba80e85
@@ -41,49 +41,49 @@ def _same_shape(logits_s, logits_t):
 
 # %% ../nbs/06_losses.ipynb #5b700d0a
 def kd(
-    logits_s: Tensor, # Student, (N, C)
-    logits_t: Tensor, # Teacher, (N, C)
-    temperature: float, # Above 0; the higher, the softer
-) -> Tensor: # Scalar
-    "Divergence of the student's softened answers from the teacher's, times the squared temperature (equation 1; Hinton et al. 2015); always 0 if C = 1"
+    logits_s:Tensor, # Student, (N, C)
+    logits_t:Tensor, # Teacher, (N, C)
+    temperature:float, # Above 0; the higher, the softer
+)->Tensor: # Scalar
+    "Divergence of the student's softened answers from the teacher's, times the squared temperature (equation 1; Hinton et al. 2015); always 0 if C = 1."
     _same_shape(logits_s, logits_t)
-    if not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
+    if not temperature>0: raise ValueError(f"temperature must be above 0, not {temperature}")
     s, t = (F.log_softmax(o.to(float_of(o)) / temperature, -1) for o in (logits_s, logits_t.detach()))
     return F.kl_div(s, t, reduction='batchmean', log_target=True) * temperature**2
 
 # %% ../nbs/06_losses.ipynb #3115f0f2
 def mse_logits(
-    logits_s: Tensor, # Student, (N, C)
-    logits_t: Tensor, # Teacher, (N, C)
-) -> Tensor: # Scalar
-    "Mean squared error between the logits of student and teacher"
+    logits_s:Tensor, # Student, (N, C)
+    logits_t:Tensor, # Teacher, (N, C)
+)->Tensor: # Scalar
+    "Mean squared error between the logits of student and teacher."
     _same_shape(logits_s, logits_t)
     dtype = float_of(logits_s, logits_t)
     return F.mse_loss(logits_s.to(dtype), logits_t.detach().to(dtype))
 
 # %% ../nbs/06_losses.ipynb #142ddbfe
 def bce(
-    logits: Tensor, # (N, C)
-    labels: Tensor, # 0 or 1, or a share between them, (N, C)
-) -> Tensor: # Scalar
-    "Binary cross entropy with several labels a row, averaged over rows and labels"
-    if labels.shape != logits.shape:
+    logits:Tensor, # (N, C)
+    labels:Tensor, # 0 or 1, or a share between them, (N, C)
+)->Tensor: # Scalar
+    "Binary cross entropy with several labels a row, averaged over rows and labels."
+    if labels.shape!=logits.shape:
         raise ValueError(f"several labels a row need one for each logit, {tuple(logits.shape)}, not {tuple(labels.shape)}")
     logits = logits.to(float_of(logits))
     return F.binary_cross_entropy_with_logits(logits, labels.to(logits))
 
 def yes_or_no(
-    logits: Tensor, # (N, C)
-) -> Tensor: # (N·C, 2)
-    "Logits of several labels as logits of so many questions with the answers no and yes"
+    logits:Tensor, # (N, C)
+)->Tensor: # (N·C, 2)
+    "Logits of several labels as logits of so many questions with the answers no and yes."
     return torch.stack([torch.zeros_like(logits), logits], -1).flatten(0, -2)
 
 def binary_kd(
-    logits_s: Tensor, # Student, (N, C)
-    logits_t: Tensor, # Teacher, (N, C)
-    temperature: float, # Above 0; the higher, the softer
-) -> Tensor: # Scalar
-    "`kd` of several labels a row: divergence of softened yes and no, averaged over rows and labels, times the squared temperature"
+    logits_s:Tensor, # Student, (N, C)
+    logits_t:Tensor, # Teacher, (N, C)
+    temperature:float, # Above 0; the higher, the softer
+)->Tensor: # Scalar
+    "`kd` of several labels a row: divergence of softened yes and no, averaged over rows and labels, times the squared temperature."
     _same_shape(logits_s, logits_t)
     return kd(yes_or_no(logits_s), yes_or_no(logits_t), temperature)
 
@@ -91,79 +91,79 @@ def binary_kd(
 def _log(c): return (c.abs() + 1e-8).log()
 
 def _log_with_line(c, at=.01):
-    "Logarithm above `at`, its tangent below"
-    return torch.where(c > at, c.clamp(min=at).log(), math.log(at) + c/at - 1)
+    "Logarithm above `at`, its tangent below."
+    return torch.where(c>at, c.clamp(min=at).log(), math.log(at) + c/at - 1)
 
 reductions = {
     'log_of_mean': lambda c, w, log: -log((w * c).sum()),
     'mean_of_log': lambda c, w, log: -(w * log(c)).sum(),
     'one_minus':   lambda c, w, log: 1 - (w * c).sum()}
 
-def check_reduction(reduction: str):
-    "A `ValueError` unless it is a key of `reductions`"
+def check_reduction(reduction:str):
+    "A `ValueError` unless it is a key of `reductions`."
     if reduction not in reductions: raise ValueError(f"unknown reduction {reduction!r}, must be one of {', '.join(reductions)}")
 
 # %% ../nbs/06_losses.ipynb #305f0655
 def similarity_loss(
-    cka: Tensor, # CKA values, any shape
-    reduction: str = 'log_of_mean', # 'log_of_mean' (the released code), 'mean_of_log' or 'one_minus'
-    keep: Tensor | None = None, # Which values count, boolean, same shape; all if None
-    debiased: bool = False, # Whether the values are debiased, and so may be negative
-) -> Tensor: # Scalar; 0 if no value counts
-    "Loss of CKA values, 0 where all are 1"
+    cka:Tensor, # CKA values, any shape
+    reduction:str='log_of_mean', # 'log_of_mean' (the released code), 'mean_of_log' or 'one_minus'
+    keep:Tensor|None=None, # Which values count, boolean, same shape; all if None
+    debiased:bool=False, # Whether the values are debiased, and so may be negative
+)->Tensor: # Scalar; 0 if no value counts
+    "Loss of CKA values, 0 where all are 1."
     check_reduction(reduction)
     check('there must be one `keep` a value', cka=(cka, '...'), keep=(keep, '...'))
     cka = cka.to(float_of(cka))
     keep = torch.ones_like(cka) if keep is None else keep.to(cka)
     count = keep.sum()
-    return reductions[reduction](cka, keep / count.clamp(min=1), _log_with_line if debiased else _log) * (count > 0)
+    return reductions[reduction](cka, keep / count.clamp(min=1), _log_with_line if debiased else _log) * (count>0)
 
 # %% ../nbs/06_losses.ipynb #06cfc07b
 def check_shapes(
-    h_s: Tensor, # (N, L, D_s)
-    h_t: Tensor, # (N, L, D_t)
-    mask: Tensor | None = None, # (N, L)
+    h_s:Tensor, # (N, L, D_s)
+    h_t:Tensor, # (N, L, D_t)
+    mask:Tensor|None=None, # (N, L)
 ):
-    "A `ValueError` unless student and teacher show the same examples and positions"
+    "A `ValueError` unless student and teacher show the same examples and positions."
     check('student and teacher must show the same examples and positions', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), mask=(mask, 'N L'))
 
 # %% ../nbs/06_losses.ipynb #44f36447
 def intra(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    reduction: str = 'log_of_mean', # See `similarity_loss`
-    debiased: bool = False, # Debiased CKA
-) -> Tensor: # Scalar
-    "Intra-feature structure: CKA over the tokens of each example (equation 6); examples with too few tokens, below 2, or below 4 if `debiased`, are left out"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    reduction:str='log_of_mean', # See `similarity_loss`
+    debiased:bool=False, # Debiased CKA
+)->Tensor: # Scalar
+    "Intra-feature structure: CKA over the tokens of each example (equation 6); examples with too few tokens, below 2, or below 4 if `debiased`, are left out."
     check_shapes(h_s, h_t, mask)
     cka = raw_cka(h_s, h_t.detach(), mask, debiased)
-    tokens = torch.full_like(cka, h_s.shape[1]) if mask is None else (mask != 0).sum(-1)
+    tokens = torch.full_like(cka, h_s.shape[1]) if mask is None else (mask!=0).sum(-1)
     return similarity_loss(cka, reduction, tokens > (3 if debiased else 1), debiased).to(float_of(h_s, h_t))
 
 # %% ../nbs/06_losses.ipynb #b5927e10
 def flat(
-    h: Tensor, # (N, L, D)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # (N, L·D)
-    "Each example as one vector, its padding zeroed"
+    h:Tensor, # (N, L, D)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # (N, L·D)
+    "Each example as one vector, its padding zeroed."
     check('the mask must have one value a position', h=(h, 'N L D'), mask=(mask, 'N L'))
     return (h if mask is None else h.masked_fill(mask[..., None] == 0, 0)).flatten(1)
 
-def unit(x: Tensor) -> Tensor: # Same shape
-    "Rows of `x` at length 1; a row of zeros stays, with zero gradient, and one too long to be measured is NaN"
+def unit(x:Tensor)->Tensor: # Same shape
+    "Rows of `x` at length 1; a row of zeros stays, with zero gradient, and one too long to be measured is NaN."
     n = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    return (x / n.masked_fill(n == 0, 1).masked_fill(n == torch.inf, torch.nan)).masked_fill(n == 0, 0)
+    return (x / n.masked_fill(n==0, 1).masked_fill(n==torch.inf, torch.nan)).masked_fill(n==0, 0)
 
 # %% ../nbs/06_losses.ipynb #99134d55
 def local(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    reduction: str = 'log_of_mean', # See `similarity_loss`
-    debiased: bool = False, # Debiased CKA
-) -> Tensor: # Scalar; 0 if the batch is too small, below 2, or below 4 if `debiased`
-    "Local inter-feature structure: CKA over the examples of a batch, each flattened to one vector, its padding zeroed (equation 7)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    reduction:str='log_of_mean', # See `similarity_loss`
+    debiased:bool=False, # Debiased CKA
+)->Tensor: # Scalar; 0 if the batch is too small, below 2, or below 4 if `debiased`
+    "Local inter-feature structure: CKA over the examples of a batch, each flattened to one vector, its padding zeroed (equation 7)."
     check_shapes(h_s, h_t, mask)
     cka = raw_cka(flat(h_s, mask), flat(h_t.detach(), mask), None, debiased)
     return similarity_loss(cka, reduction, torch.full_like(cka, len(h_s)) > (3 if debiased else 1), debiased).to(float_of(h_s, h_t))

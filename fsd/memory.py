@@ -21,22 +21,22 @@ def memory_structure(
     reduction:str='log_of_mean', # See `similarity_loss`
     debiased:bool=False, # Debiased CKA
 )->Tensor: # Scalar
-    "How far two memories are from having one structure (equation 8)"
+    "How far two memories are from having one structure (equation 8)."
     check('the memories must have as many centroids', memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
     return similarity_loss(linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased), reduction, debiased=debiased)
 
 # %% ../nbs/07_memory.ipynb #7e1aa2e0
 def _rows_of(h, m):
-    "Examples `h` (N, L, D) and centroids `m` (K, L, D) as rows of floats"
+    "Examples `h` (N, L, D) and centroids `m` (K, L, D) as rows of floats."
     check('centroids must be shaped as the examples', h=(h, 'N L D'), m=(m, 'K L D'))
     return (o.flatten(1).to(float_of(h, m)) for o in (h, m))
 
 def distance(h:Tensor, m:Tensor)->Tensor:
-    "Euclid distance $\\psi_D$ of examples (N, L, D) to centroids (K, L, D), (N, K)"
+    "Euclid distance $\\psi_D$ of examples (N, L, D) to centroids (K, L, D), (N, K)."
     return torch.cdist(*_rows_of(h, m))
 
 def cosine(h:Tensor, m:Tensor)->Tensor:
-    "Cosine $\\psi_C$ of examples (N, L, D) with centroids (K, L, D), (N, K); 0 with a centroid of 0"
+    "Cosine $\\psi_C$ of examples (N, L, D) with centroids (K, L, D), (N, K); 0 with a centroid of 0."
     h,m = map(unit, _rows_of(h, m))
     return h @ m.mT
 
@@ -48,22 +48,22 @@ def feature_structure(
     memory_t:Tensor, # Teacher, (K, L, D_t)
     psi, # `distance` or `cosine`
 )->Tensor: # Scalar
-    "Mean squared difference between the relations of student and teacher to their memories (equation 9)"
+    "Mean squared difference between the relations of student and teacher to their memories (equation 9)."
     check('student and teacher must show the same examples, and memories as many centroids', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'),
           memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
     return F.mse_loss(psi(h_s, memory_s), psi(h_t, memory_t))
 
 # %% ../nbs/07_memory.ipynb #739e31fd
 def _columns(x, size=8192):
-    "Slices of columns"
+    "Slices of columns."
     return [slice(i, i+size) for i in range(0, x.shape[1], size)]
 
 def _dot(a, b):
-    "Inner products of rows, blocks of columns summed in float64"
+    "Inner products of rows, blocks of columns summed in float64."
     return sum((a[:,j]@b[:,j].mT).to(exact_of(a)) for j in _columns(a))
 
 def _around(m, j=slice(None)):
-    "Rows of `m`, and the origin, less the mean of `m`"
+    "Rows of `m`, and the origin, less the mean of `m`."
     m = m[:,j]
     return torch.cat([m, torch.zeros_like(m[:1])]).sub_(m.mean(0))
 
@@ -97,20 +97,20 @@ class _Products(torch.autograd.Function):
 
 # %% ../nbs/07_memory.ipynb #dcdbdb01
 def _noise(x):
-    "Differences below this share of the whole are rounding"
+    "Differences below this share of the whole are rounding."
     return 16*torch.finfo(x.dtype).eps
 
 def _steady(mm, noise):
-    "Inner products of the centroids, from those of centroids and origin; 0 where the centroids differ by no more than rounding"
+    "Inner products of the centroids, from those of centroids and origin; 0 where the centroids differ by no more than rounding."
     k = mm[:-1,:-1]
-    return k * ~(k.diagonal().mean()-k.mean() <= noise**2*mm[-1,-1])
+    return k * ~(k.diagonal().mean()-k.mean()<=noise**2*mm[-1,-1])
 
 def _relations(hh, hm, mm, noise):
-    "Euclid distances and one minus cosines, (N, K), of examples and centroids from their `_Products` with relative error `noise`"
+    "Euclid distances and one minus cosines, (N, K), of examples and centroids from their `_Products` with relative error `noise`."
     m = mm.diagonal()
     sq = hh[:,None] + m - 2*hm
     sq,sq_h,sq_m = sq[:,:-1], sq[:,-1:], (m + m[-1] - 2*mm[-1])[:-1]
-    zero = (sq_h <= noise*(hh[:,None]+m[-1])) | (sq_m <= noise*(m[:-1]+m[-1]))
+    zero = (sq_h<=noise*(hh[:,None]+m[-1])) | (sq_m<=noise*(m[:-1]+m[-1]))
     tiny = torch.finfo(sq.dtype).tiny # for the root's gradient alone
     a,b = (o.clamp(min=tiny).sqrt() for o in (sq_h, sq_m))
     angle = (sq - (a-b)**2) / (2*a*b).masked_fill(zero, 1)
@@ -118,7 +118,7 @@ def _relations(hh, hm, mm, noise):
 
 # %% ../nbs/07_memory.ipynb #a1f4a774
 class GlobalStructure(nn.Module):
-    "Global structure (equation 10): centroids alike among themselves, and examples alike in their distances and cosines to centroids"
+    "Global structure (equation 10): centroids alike among themselves, and examples alike in their distances and cosines to centroids."
     def __init__(self,
         memory_t:Tensor, # Centroids of the teacher's features, (K, L, D_t)
         width_s:int|None=None, # Hidden size of the student; the teacher's if None
@@ -130,7 +130,7 @@ class GlobalStructure(nn.Module):
         super().__init__()
         check('memory_t must have shape (K, L, D)', memory_t=(memory_t, 'K L D'))
         if debiased and len(memory_t)<4: raise ValueError(f"memory_size must be at least 4 if debiased, not {len(memory_t)}: fewer centroids have no debiased CKA")
-        if not 0 <= gamma_m <= 1: raise ValueError(f"gamma_m must lie between 0 and 1, not {gamma_m}")
+        if not 0<=gamma_m<=1: raise ValueError(f"gamma_m must lie between 0 and 1, not {gamma_m}")
         if width_s is not None and width_s<1: raise ValueError(f"width_s must be at least 1, not {width_s}")
         check_reduction(reduction)
         self.gamma_m,self.reduction,self.debiased = gamma_m,reduction,debiased
@@ -147,16 +147,16 @@ class GlobalStructure(nn.Module):
         return self
 
     def _flat(self, h, mask, width):
-        "Features with padding set to 0 and as many positions as the memory, (N, L*D)"
+        "Features with padding set to 0 and as many positions as the memory, (N, L*D)."
         n,l,d = h.shape
-        if d != width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
-        if l > self.memory_s.shape[1]: raise ValueError(f"features have {l} positions, more than the memory's {self.memory_s.shape[1]}")
+        if d!=width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
+        if l>self.memory_s.shape[1]: raise ValueError(f"features have {l} positions, more than the memory's {self.memory_s.shape[1]}")
         h = h.to(torch.promote_types(h.dtype, torch.float32))
         if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
         return F.pad(h, (0,0,0,self.memory_s.shape[1]-l)).flatten(1)
 
     def _memory(self, mm, noise):
-        "Equation 8 from the inner products of the student's memory"
+        "Equation 8 from the inner products of the student's memory."
         k,k_t = _steady(mm, noise),_steady(self.gram_t, _noise(self.rows_t)).to(mm)
         kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
         none = (kk==0) | (tt==0)
@@ -168,7 +168,7 @@ class GlobalStructure(nn.Module):
         h_t:Tensor, # Teacher, (N, L, D_t)
         mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
     )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9); those of weight 0 are left out
-        "Parts of the loss, before their weights"
+        "Parts of the loss, before their weights."
         check_shapes(h_s, h_t, mask)
         with uncast(h_s):
             h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
@@ -184,9 +184,9 @@ class GlobalStructure(nn.Module):
 
     @property
     def weights(self)->dict[str,float]:
-        "Weight of each part in equation 10"
+        "Weight of each part in equation 10."
         return {'memory': 1, 'distance': self.gamma_m, 'cosine': 1-self.gamma_m}
 
     def forward(self, h_s:Tensor, h_t:Tensor, mask:Tensor|None=None)->Tensor: # Scalar
-        "Sum of `terms` times `weights` (equation 10)"
+        "Sum of `terms` times `weights` (equation 10)."
         return sum(self.weights[o]*v for o,v in self.terms(h_s, h_t, mask).items())

@@ -256,7 +256,7 @@ def layer_index(
     i:int,     # 0 the embedding output, `l` the output of block `l`; -1 the last block, -2 the one before it (the penultimate)
 )->int: # Between 0 and `depth`
     "Count a layer from below, as `h[0]`…`h[depth]`."
-    if not -depth-1 <= i <= depth: raise ValueError(f'layer {i} does not exist: a model of {depth} blocks has layers {-depth-1} to {depth}')
+    if not -depth-1<=i<=depth: raise ValueError(f'layer {i} does not exist: a model of {depth} blocks has layers {-depth-1} to {depth}')
     return i%(depth+1)
 
 # %% ../nbs/04_models.ipynb #90a01739

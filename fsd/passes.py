@@ -17,14 +17,14 @@ from .models import blocks, check_length, depth, layer_index, plain
 @dataclass
 class Features:
     "What one forward pass shows of a model: logits, and by layer only what was asked for."
-    logits: Tensor  # (N, C)
-    mask: Tensor  # (N, L), True where there is a token and False where there is padding
-    hidden: dict[int, Tensor] = field(default_factory=dict)  # (N, L, D): 0 the embedding output, `l` the output of block `l`
-    cls: dict[int, Tensor] = field(default_factory=dict)  # (N, D): the first token's row of `hidden`
-    attentions: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, L) of block `l`: rows are queries and sum to 1
-    queries: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    keys: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    values: dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
+    logits:Tensor  # (N, C)
+    mask:Tensor  # (N, L), True where there is a token and False where there is padding
+    hidden:dict[int, Tensor] = field(default_factory=dict)  # (N, L, D): 0 the embedding output, `l` the output of block `l`
+    cls:dict[int, Tensor] = field(default_factory=dict)  # (N, D): the first token's row of `hidden`
+    attentions:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, L) of block `l`: rows are queries and sum to 1
+    queries:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
+    keys:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
+    values:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
 
 # %% ../nbs/04_passes.ipynb #0a504724
 _projections = dict(queries=('query', 'q_lin'), keys=('key', 'k_lin'), values=('value', 'v_lin'))

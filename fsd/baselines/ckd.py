@@ -20,32 +20,32 @@ from ..terms import Method, Term, methods, soft_labels, terms
 
 # %% ../../nbs/baselines/ckd.ipynb #dae6fb1e
 def ckd_layers(
-    depth_s: int, # Blocks of the student
-    depth_t: int, # Blocks of the teacher
-) -> list[tuple[int, int]]: # (student's layer, teacher's layer); 0 is the embedding output
-    "Pairs of layers that are compared: the embeddings, then each block of the student with the one that it stands for (Park et al. 2021)"
+    depth_s:int, # Blocks of the student
+    depth_t:int, # Blocks of the teacher
+)->list[tuple[int, int]]: # (student's layer, teacher's layer); 0 is the embedding output
+    "Pairs of layers that are compared: the embeddings, then each block of the student with the one that it stands for (Park et al. 2021)."
     return [(0, 0)] + [(k, matched_block(k, depth_s, depth_t)) for k in range(1, depth_s+1)]
 
 # %% ../../nbs/baselines/ckd.ipynb #a0c12f5b
 def _prepared(layers_s, layers_t, mask):
-    "Both lists with padding zeroed, the teacher's detached, and where the tokens are; a `ValueError` unless they match layer by layer"
-    if not layers_s or len(layers_s) != len(layers_t):
+    "Both lists with padding zeroed, the teacher's detached, and where the tokens are; a `ValueError` unless they match layer by layer."
+    if not layers_s or len(layers_s)!=len(layers_t):
         raise ValueError(f"student and teacher need hidden states of as many layers, at least one, not {len(layers_s)} and {len(layers_t)}")
     for s, t in zip(layers_s, layers_t): check_shapes(s, t, mask)
     if len({h.shape for h in layers_s}) > 1 or len({h.shape for h in layers_t}) > 1:
         raise ValueError(f"the layers of a model must have one shape, not {[tuple(h.shape) for h in layers_s]} and {[tuple(h.shape) for h in layers_t]}")
-    token = torch.ones_like(layers_s[0][..., 0], dtype=torch.bool) if mask is None else mask != 0
+    token = torch.ones_like(layers_s[0][..., 0], dtype=torch.bool) if mask is None else mask!=0
     clean = lambda h: h.masked_fill(~token[..., None], 0)
     return [clean(h) for h in layers_s], [clean(h.detach()) for h in layers_t], token
 
 def _sum(loss, x_s, x_t, *args):
-    "`loss` of one layer, whose intermediate results are computed again in the backward pass"
+    "`loss` of one layer, whose intermediate results are computed again in the backward pass."
     with uncast(x_s):
         return checkpoint(loss, x_s, x_t, *args, use_reentrant=False, preserve_rng_state=False)
 
 # %% ../../nbs/baselines/ckd.ipynb #6745f16d
 def _log_rows(x, on):
-    "Logarithm of the softmax of the cosines between the rows of `x` (b, n, D), over the entries `on`"
+    "Logarithm of the softmax of the cosines between the rows of `x` (b, n, D), over the entries `on`."
     u = unit(x.to(exact_of(x)))
     cosines = u @ u.mT
     return cosines.masked_fill(~on, torch.finfo(cosines.dtype).min).log_softmax(-1)
@@ -56,11 +56,11 @@ def _distance(x_s, x_t, on):
 
 # %% ../../nbs/baselines/ckd.ipynb #75aec7de
 def word_distance(
-    layers_s: Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
-    layers_t: Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Divergence of the student's cosines between the words of a sentence, after softmax, over the number of pairs (Park et al. 2021)"
+    layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
+    layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Divergence of the student's cosines between the words of a sentence, after softmax, over the number of pairs (Park et al. 2021)."
     s, t, token = _prepared(layers_s, layers_t, mask)
     others = token[:, :, None] & token[:, None] & ~torch.eye(token.shape[1], dtype=torch.bool, device=token.device)
     pairs = token.sum(1).square().sum().clamp(min=1)
@@ -68,7 +68,7 @@ def word_distance(
 
 # %% ../../nbs/baselines/ckd.ipynb #998d5498
 def _windows(token, width):
-    "Positions of the `width` neighbours of each token, clamped to first and last token of its example, (N, L, width)"
+    "Positions of the `width` neighbours of each token, clamped to first and last token of its example, (N, L, width)."
     n, length = token.shape
     at = torch.arange(length, device=token.device)
     first, last = at.where(token, length-1).amin(1), at.where(token, 0).amax(1)
@@ -77,7 +77,7 @@ def _windows(token, width):
 
 # %% ../../nbs/baselines/ckd.ipynb #78314be9
 def _cosines(x, around):
-    "Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w); 0 where one is no further away than rounding"
+    "Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w); 0 where one is no further away than rounding."
     k = gram(x, dtype=exact_of(x))
     example, row = torch.arange(len(k), device=k.device)[:, None, None], torch.arange(k.shape[1], device=k.device)[:, None]
     norms, mine = k.diagonal(0, 1, 2), k[example, row, around]
@@ -92,13 +92,13 @@ def _angle(x_s, x_t, around, on):
 
 # %% ../../nbs/baselines/ckd.ipynb #59f0d8bd
 def word_angle(
-    layers_s: Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
-    layers_t: Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    window: int = 21, # Words that are seen from a word, itself included; odd
-) -> Tensor: # Scalar
-    "Mean squared difference of the cosines of the angles at a word, between words in a window around it (Park et al. 2021)"
-    if window < 1 or window % 2 == 0: raise ValueError(f"window must be odd and above 0, to have the word in its middle, not {window}")
+    layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
+    layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    window:int=21, # Words that are seen from a word, itself included; odd
+)->Tensor: # Scalar
+    "Mean squared difference of the cosines of the angles at a word, between words in a window around it (Park et al. 2021)."
+    if window<1 or window % 2 == 0: raise ValueError(f"window must be odd and above 0, to have the word in its middle, not {window}")
     s, t, token = _prepared(layers_s, layers_t, mask)
     around = _windows(token, window)
     on = token[..., None] & token[torch.arange(len(token), device=token.device)[:, None, None], around]
@@ -107,27 +107,27 @@ def word_angle(
 
 # %% ../../nbs/baselines/ckd.ipynb #7b4ce4d4
 def _tokens(layers_s, layers_t, mask):
-    "States of each token in all layers, (tokens, layers, D), of student and teacher"
+    "States of each token in all layers, (tokens, layers, D), of student and teacher."
     s, t, token = _prepared(layers_s, layers_t, mask)
     return (torch.stack([h[token] for h in o], 1) for o in (s, t))
 
 def layer_distance(
-    layers_s: Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
-    layers_t: Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Divergence of the student's cosines between the layers of a word, after softmax, over the number of pairs (Park et al. 2021)"
+    layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
+    layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Divergence of the student's cosines between the layers of a word, after softmax, over the number of pairs (Park et al. 2021)."
     s, t = _tokens(layers_s, layers_t, mask)
     n, layers = s.shape[:2]
     others = ~torch.eye(layers, dtype=torch.bool, device=s.device)
     return (_sum(_distance, s, t, others) / (max(1, n) * layers**2)).to(float_of(*layers_s, *layers_t))
 
 def layer_angle(
-    layers_s: Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
-    layers_t: Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Mean squared difference of the cosines of the angles between three layers of a word (Park et al. 2021)"
+    layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
+    layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Mean squared difference of the cosines of the angles between three layers of a word (Park et al. 2021)."
     s, t = _tokens(layers_s, layers_t, mask)
     n, layers = s.shape[:2]
     around = torch.arange(layers, device=s.device).expand(n, layers, -1)

@@ -14,46 +14,46 @@ from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/geometry.ipynb #8ca6c951
-def unit_gram(x: Tensor) -> Tensor: # (n, n), float64
-    "Gram matrix of `x` (n, d) centred and scaled to Frobenius length 1; 0 with zero gradient for equal rows"
+def unit_gram(x:Tensor)->Tensor: # (n, n), float64
+    "Gram matrix of `x` (n, d) centred and scaled to Frobenius length 1; 0 with zero gradient for equal rows."
     check('features must be one vector an example', x=(x, 'n d'))
     x = home(x)
     k = gram(x, dtype=exact_of(x))
     trace = k.trace()
-    return k / trace.masked_fill(trace == 0, 1)
+    return k / trace.masked_fill(trace==0, 1)
 
 # %% ../../nbs/baselines/geometry.ipynb #b0fc98e6
-def roots(e: Tensor) -> Tensor: # Same shape
-    "Square roots of the eigenvalues `e` (n,) of a matrix that has none below 0; 0 with zero gradient for those that are 0 within rounding"
+def roots(e:Tensor)->Tensor: # Same shape
+    "Square roots of the eigenvalues `e` (n,) of a matrix that has none below 0; 0 with zero gradient for those that are 0 within rounding."
     some = ~(e <= len(e) * torch.finfo(e.dtype).eps * e.sum())
     return e.where(some, 1).sqrt() * some
 
 def fidelity(
-    k: Tensor, # Gram matrix, (n, n), float64
-    t: Tensor, # Gram matrix, (n, n), float64; no gradient
-) -> Tensor: # Scalar
-    "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y"
+    k:Tensor, # Gram matrix, (n, n), float64
+    t:Tensor, # Gram matrix, (n, n), float64; no gradient
+)->Tensor: # Scalar
+    "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y."
     e, v = torch.linalg.eigh(t.detach())
     r = v * roots(e)
     return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum()
 
 def procrustes(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar, between 0 and 2
-    "Squared distance of the examples after the best turn, features centred and at Frobenius length 1 (after arXiv 2509.25253)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar, between 0 and 2
+    "Squared distance of the examples after the best turn, features centred and at Frobenius length 1 (after arXiv 2509.25253)."
     check_shapes(h_s, h_t, mask)
     k, t = (unit_gram(flat(h, mask)) for h in (h_s, h_t.detach()))
     return (k.trace() + t.trace() - 2 * fidelity(k.nan_to_num(), t.nan_to_num())).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/geometry.ipynb #495297b3
 def gram_distance(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar, between 0 and 2
-    "Squared Frobenius distance of the Gram matrices, features centred and at Frobenius length 1 (after arXiv 2509.25253)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar, between 0 and 2
+    "Squared Frobenius distance of the Gram matrices, features centred and at Frobenius length 1 (after arXiv 2509.25253)."
     check_shapes(h_s, h_t, mask)
     k, t = (unit_gram(flat(h, mask)) for h in (h_s, h_t.detach()))
     return (k - t).square().sum().to(h_s.device, float_of(h_s, h_t))

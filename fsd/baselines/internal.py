@@ -18,21 +18,21 @@ from .minilm import attention_relation as attention_kl
 
 # %% ../../nbs/baselines/internal.ipynb #37f32eff
 def matched_block(
-    k: int, # Block of the student, from 1
-    depth_s: int, # Blocks of the student
-    depth_t: int, # Blocks of the teacher
-) -> int: # Block of the teacher, from 1
-    "The teacher's block that block `k` of the student copies: each stands for `depth_t / depth_s` of the teacher's, and copies the last of them"
-    if not 1 <= k <= depth_s <= depth_t:
+    k:int, # Block of the student, from 1
+    depth_s:int, # Blocks of the student
+    depth_t:int, # Blocks of the teacher
+)->int: # Block of the teacher, from 1
+    "The teacher's block that block `k` of the student copies: each stands for `depth_t / depth_s` of the teacher's, and copies the last of them."
+    if not 1<=k<=depth_s<=depth_t:
         raise ValueError(f"a student of {depth_s} blocks has no block {k} to match with a teacher of {depth_t}; blocks count from 1 and the teacher has as many or more")
     return k * depth_t // depth_s
 
 # %% ../../nbs/baselines/internal.ipynb #b9cc38b6
 def cls_cosine(
-    c_s: Tensor, # States of the student's first token, (N, D)
-    c_t: Tensor, # The teacher's, same shape
-) -> Tensor: # Scalar, 0 to 2
-    "One minus the cosine of the states of the first token, mean over the batch (Aguilar et al. 2020)"
+    c_s:Tensor, # States of the student's first token, (N, D)
+    c_t:Tensor, # The teacher's, same shape
+)->Tensor: # Scalar, 0 to 2
+    "One minus the cosine of the states of the first token, mean over the batch (Aguilar et al. 2020)."
     check('student and teacher need first-token states of one width, as the cosine compares coordinates', c_s=(c_s, 'N D'), c_t=(c_t, 'N D'))
     u, v = (unit(c.to(float_of(c_s, c_t))) for c in (c_s, c_t.detach()))
     far = (u - v).square().sum(-1)
@@ -40,75 +40,75 @@ def cls_cosine(
 
 # %% ../../nbs/baselines/internal.ipynb #a17edd38
 def active(
-    kind: str, # 'all' (everything at once), 'progressive' (block by block) or 'stacked' (a growing stack of blocks)
-    stage: int, # The current block, from 1; n+1 when the blocks are done
-    n: int, # Blocks of the student
-) -> range: # The blocks that are taught
-    "Blocks of the student whose internal losses count at a stage"
+    kind:str, # 'all' (everything at once), 'progressive' (block by block) or 'stacked' (a growing stack of blocks)
+    stage:int, # The current block, from 1; n+1 when the blocks are done
+    n:int, # Blocks of the student
+)->range: # The blocks that are taught
+    "Blocks of the student whose internal losses count at a stage."
     if kind not in ('all', 'progressive', 'stacked'): raise ValueError(f"unknown schedule {kind!r}, must be one of all, progressive, stacked")
-    if kind == 'all': return range(1, n+1)
-    if stage > n: return range(0)
-    return range(stage if kind == 'progressive' else 1, stage+1)
+    if kind=='all': return range(1, n+1)
+    if stage>n: return range(0)
+    return range(stage if kind=='progressive' else 1, stage+1)
 
 # %% ../../nbs/baselines/internal.ipynb #591f7d15
 def stage_at(
-    step: int, # From 0
-    cap: Fraction, # Steps after which a block is left
-    left: Sequence[int], # For each block the step at which it was left early; 0 if it was not
-) -> int: # From 1; one more than there are blocks when all are done
-    "The block that is current at `step`"
+    step:int, # From 0
+    cap:Fraction, # Steps after which a block is left
+    left:Sequence[int], # For each block the step at which it was left early; 0 if it was not
+)->int: # From 1; one more than there are blocks when all are done
+    "The block that is current at `step`."
     end = 0
     for k, early in enumerate(left, 1):
         end = early or end + cap
-        if step < end: return k
+        if step<end: return k
     return len(left) + 1
 
 # %% ../../nbs/baselines/internal.ipynb #70895ecd
 class Blocks(nn.Module):
-    "Shares, 0 or 1, of the terms `attention_k`, `cls_k`, `ce` and `kd` at a step: the schedules of Aguilar et al. (2020); all its state is in buffers"
+    "Shares, 0 or 1, of the terms `attention_k`, `cls_k`, `ce` and `kd` at a step: the schedules of Aguilar et al. (2020); all its state is in buffers."
     memory = 10
     def __init__(self,
-        depth_s: int, # Blocks of the student
-        kind: str, # See `active`
-        cap: float | None = None, # Most steps for a block, as a share of all; None: 1/(depth_s+1), the answers get as many as a block
-        threshold: float = 0., # A block is left when its cosine loss is below; 0: never
+        depth_s:int, # Blocks of the student
+        kind:str, # See `active`
+        cap:float|None=None, # Most steps for a block, as a share of all; None: 1/(depth_s+1), the answers get as many as a block
+        threshold:float=0., # A block is left when its cosine loss is below; 0: never
     ):
         super().__init__()
         active(kind, 1, depth_s)
         self.kind, self.threshold = kind, threshold
         self.cap = Fraction(1, depth_s+1) if cap is None else Fraction(cap).limit_denominator(10**6)
-        if not 0 < depth_s*self.cap < 1:
+        if not 0<depth_s*self.cap<1:
             raise ValueError(f"cap must be above 0 and leave steps for the answers: {depth_s} blocks with {float(self.cap):g} of all steps each do not")
         self.register_buffer('left', torch.zeros(depth_s, dtype=torch.long))
         self.register_buffer('watched', torch.zeros(6))
 
     def forward(self,
-        step: int, # From 0
-        total: int, # Number of steps
-    ) -> dict[str, int]: # Term to share
+        step:int, # From 0
+        total:int, # Number of steps
+    )->dict[str, int]: # Term to share
         left = self.left.tolist() if self.threshold else [0] * len(self.left)
         blocks = active(self.kind, stage_at(step, self.cap*total, left), len(left))
-        answers = int(self.kind == 'all' or not blocks)
+        answers = int(self.kind=='all' or not blocks)
         return {f'{term}_{k}': int(k in blocks) for term in ('attention', 'cls') for k in range(1, len(left)+1)} | {'ce': answers, 'kd': answers}
 
     def note(self,
-        step: int, # The step just done; again for each part of its batch
-        values: Mapping[str, Tensor], # Active terms and their losses
+        step:int, # The step just done; again for each part of its batch
+        values:Mapping[str, Tensor], # Active terms and their losses
     ):
-        "See how the current block does, and leave it from the next step on if it is good enough"
+        "See how the current block does, and leave it from the next step on if it is good enough."
         taught = [k for k in range(1, len(self.left)+1) if f'cls_{k}' in values]
-        if not self.threshold or self.kind == 'all' or not taught: return
+        if not self.threshold or self.kind=='all' or not taught: return
         k, value = taught[-1], float(values[f'cls_{taught[-1]}'])
         block, last, steps, before, parts, today = self.watched.tolist()
-        if block != k: last, steps, before = -1, 0, 0.
-        if step != last:
+        if block!=k: last, steps, before = -1, 0, 0.
+        if step!=last:
             if steps: before += (today - before) / min(steps, self.memory)
             steps, parts, today = steps + 1, 0, 0.
         parts += 1
         today += (value - today) / parts
         mean = before + (today - before) / min(steps, self.memory)
         self.watched.copy_(torch.tensor([k, step, steps, before, parts, today]))
-        self.left[k-1] = step + 1 if steps >= self.memory and mean < self.threshold else 0
+        self.left[k-1] = step + 1 if steps>=self.memory and mean<self.threshold else 0
 
 # %% ../../nbs/baselines/internal.ipynb #87111115
 def _matched(pair): return matched_block(pair.block, pair.depth_s, pair.depth_t)

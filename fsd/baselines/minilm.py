@@ -16,20 +16,20 @@ from ..terms import Term, beside_vkd, methods, terms
 
 # %% ../../nbs/baselines/minilm.ipynb #9714f871
 def _check(x_s, x_t, mask, what, student, teacher):
-    "A `ValueError` unless student and teacher agree in the dimensions of one name"
+    "A `ValueError` unless student and teacher agree in the dimensions of one name."
     check(f'student and teacher need {what} of the same examples, heads and tokens (only minilm_v2 takes different numbers of heads)',
           student=(x_s, student), teacher=(x_t, teacher), mask=(mask, 'N L'))
 
 # %% ../../nbs/baselines/minilm.ipynb #c9336bf7
 def attention_relation(
-    a_s: Tensor, # Attention of the student, (N, H, L, L)
-    a_t: Tensor, # Attention of the teacher, (N, H, L, L)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Divergence of the student's attention from the teacher's, mean over heads, tokens and examples (Wang et al. 2020)"
+    a_s:Tensor, # Attention of the student, (N, H, L, L)
+    a_t:Tensor, # Attention of the teacher, (N, H, L, L)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Divergence of the student's attention from the teacher's, mean over heads, tokens and examples (Wang et al. 2020)."
     _check(a_s, a_t, mask, 'attention', 'N H L L', 'N H L L')
     dtype = float_of(a_s, a_t)
-    on = torch.ones_like(a_s[:, 0, 0], dtype=torch.bool) if mask is None else mask != 0
+    on = torch.ones_like(a_s[:, 0, 0], dtype=torch.bool) if mask is None else mask!=0
     kl = F.kl_div(a_s.to(dtype).clamp(min=torch.finfo(dtype).tiny).log(), a_t.detach().to(dtype), reduction='none')
     kl = kl.masked_fill(~(on[:, None, :, None] & on[:, None, None]), 0)
     kl = kl.sum((1, 2, 3)) / on.sum(1).clamp(min=1)
@@ -37,7 +37,7 @@ def attention_relation(
 
 # %% ../../nbs/baselines/minilm.ipynb #46e08165
 class _Relation(torch.autograd.Function):
-    "Mean divergence between the self-relations of `x_s` and `x_t`; keeps its gradient and nothing else"
+    "Mean divergence between the self-relations of `x_s` and `x_t`; keeps its gradient and nothing else."
     @staticmethod
     def forward(ctx, x_s, x_t, on):
         loss, grad = x_s.new_zeros(()), torch.zeros_like(x_s)
@@ -58,61 +58,61 @@ class _Relation(torch.autograd.Function):
 
 # %% ../../nbs/baselines/minilm.ipynb #88c66a23
 def split_heads(
-    x: Tensor, # (N, H, L, d)
-    heads: int, # A divisor of H·d
-) -> Tensor: # (N, heads, L, H·d / heads)
-    "The heads laid side by side and cut anew"
+    x:Tensor, # (N, H, L, d)
+    heads:int, # A divisor of H·d
+)->Tensor: # (N, heads, L, H·d / heads)
+    "The heads laid side by side and cut anew."
     check('queries, keys or values must come in heads', x=(x, 'N H L d'))
     n, h, l, d = x.shape
-    if heads < 1 or h*d % heads: raise ValueError(f"{h} heads of {d} dimensions, {h*d} in all, cannot be cut into {heads}")
+    if heads<1 or h*d % heads: raise ValueError(f"{h} heads of {d} dimensions, {h*d} in all, cannot be cut into {heads}")
     return x.transpose(1, 2).reshape(n, l, heads, -1).transpose(1, 2)
 
 # %% ../../nbs/baselines/minilm.ipynb #a63d23de
 def relation(
-    x_s: Tensor, # Queries, keys or values of the student, (N, H_s, L, d_s)
-    x_t: Tensor, # The teacher's, (N, H_t, L, d_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    heads: int | None = None, # Cut both into as many heads; None to leave them as they are
-) -> Tensor: # Scalar
-    "Divergence between softmax of scaled products of tokens with each other, mean over heads, tokens and examples (Wang et al. 2020, 2021)"
+    x_s:Tensor, # Queries, keys or values of the student, (N, H_s, L, d_s)
+    x_t:Tensor, # The teacher's, (N, H_t, L, d_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    heads:int|None=None, # Cut both into as many heads; None to leave them as they are
+)->Tensor: # Scalar
+    "Divergence between softmax of scaled products of tokens with each other, mean over heads, tokens and examples (Wang et al. 2020, 2021)."
     if heads is not None: x_s, x_t = split_heads(x_s, heads), split_heads(x_t, heads)
     _check(x_s, x_t, mask, 'queries, keys or values', 'N H L d_s', 'N H L d_t')
     dtype = float_of(x_s, x_t)
-    on = torch.ones_like(x_s[:, 0, :, 0], dtype=torch.bool) if mask is None else mask != 0
+    on = torch.ones_like(x_s[:, 0, :, 0], dtype=torch.bool) if mask is None else mask!=0
     with uncast(x_s): return _Relation.apply(x_s.to(dtype), x_t.detach().to(dtype), on)
 
 # %% ../../nbs/baselines/minilm.ipynb #6c325919
 def value_relation(
-    v_s: Tensor, # Values of the student, (N, H, L, d_s)
-    v_t: Tensor, # Values of the teacher, (N, H, L, d_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Divergence of the student's value relation from the teacher's (Wang et al. 2020)"
+    v_s:Tensor, # Values of the student, (N, H, L, d_s)
+    v_t:Tensor, # Values of the teacher, (N, H, L, d_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Divergence of the student's value relation from the teacher's (Wang et al. 2020)."
     return relation(v_s, v_t, mask)
 
 # %% ../../nbs/baselines/minilm.ipynb #6952bb22
 def minilm(
-    a_s: Tensor, # Attention of the student's last block, (N, H, L, L)
-    a_t: Tensor, # Attention of the teacher's last block, (N, H, L, L)
-    v_s: Tensor, # Values of the student's last block, (N, H, L, d_s)
-    v_t: Tensor, # Values of the teacher's last block, (N, H, L, d_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Attention and value relation of the last blocks (Wang et al. 2020)"
+    a_s:Tensor, # Attention of the student's last block, (N, H, L, L)
+    a_t:Tensor, # Attention of the teacher's last block, (N, H, L, L)
+    v_s:Tensor, # Values of the student's last block, (N, H, L, d_s)
+    v_t:Tensor, # Values of the teacher's last block, (N, H, L, d_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Attention and value relation of the last blocks (Wang et al. 2020)."
     return attention_relation(a_s, a_t, mask) + value_relation(v_s, v_t, mask)
 
 # %% ../../nbs/baselines/minilm.ipynb #219da2c1
 def minilm_v2(
-    q_s: Tensor, # Queries of the student, (N, H_s, L, d_s)
-    q_t: Tensor, # Queries of the teacher, (N, H_t, L, d_t)
-    k_s: Tensor, # Keys of the student
-    k_t: Tensor, # Keys of the teacher
-    v_s: Tensor, # Values of the student
-    v_t: Tensor, # Values of the teacher
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    heads: int = 48, # Relation heads: a divisor of the student's width and of the teacher's
-) -> Tensor: # Scalar
-    "Relations of queries, keys and values with themselves, in heads cut anew (Wang et al. 2021)"
+    q_s:Tensor, # Queries of the student, (N, H_s, L, d_s)
+    q_t:Tensor, # Queries of the teacher, (N, H_t, L, d_t)
+    k_s:Tensor, # Keys of the student
+    k_t:Tensor, # Keys of the teacher
+    v_s:Tensor, # Values of the student
+    v_t:Tensor, # Values of the teacher
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    heads:int=48, # Relation heads: a divisor of the student's width and of the teacher's
+)->Tensor: # Scalar
+    "Relations of queries, keys and values with themselves, in heads cut anew (Wang et al. 2021)."
     return sum(relation(s, t, mask, heads) for s, t in ((q_s, q_t), (k_s, k_t), (v_s, v_t)))
 
 # %% ../../nbs/baselines/minilm.ipynb #39956d5d

@@ -18,21 +18,21 @@ from ..terms import Term, beside_vkd, methods, positions, same_width, terms
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
 def patient_layers(
-    depth_s: int, # Blocks of the student
-    depth_t: int, # Blocks of the teacher
-    choose: str = 'skip', # 'skip' or 'last'
-) -> list[tuple[int, int]]: # (student's block, teacher's block), counted from 1
-    "Which block of the teacher each block of the student, but its last, follows (Sun et al. 2019)"
+    depth_s:int, # Blocks of the student
+    depth_t:int, # Blocks of the teacher
+    choose:str='skip', # 'skip' or 'last'
+)->list[tuple[int, int]]: # (student's block, teacher's block), counted from 1
+    "Which block of the teacher each block of the student, but its last, follows (Sun et al. 2019)."
     if choose not in ('skip', 'last'): raise ValueError(f"unknown choice of layers {choose!r}, must be skip or last")
-    if not 2 <= depth_s <= depth_t: raise ValueError(f"patience needs a student of 2 to {depth_t} blocks, as its teacher has {depth_t}, not {depth_s}")
-    if choose == 'last': return [(l, depth_t - depth_s + l) for l in range(1, depth_s)]
+    if not 2<=depth_s<=depth_t: raise ValueError(f"patience needs a student of 2 to {depth_t} blocks, as its teacher has {depth_t}, not {depth_s}")
+    if choose=='last': return [(l, depth_t - depth_s + l) for l in range(1, depth_s)]
     if depth_t % depth_s: raise ValueError(f"skip needs a teacher whose blocks are a multiple of the student's {depth_s}, not {depth_t}; 'last' does not")
     return [(l, l * (depth_t // depth_s)) for l in range(1, depth_s)]
 
 # %% ../../nbs/baselines/pkd.ipynb #8e33efcd
 def _checked(states_s, states_t, shape):
-    "Both as lists in the loss's precision, the teacher's detached; a `ValueError` unless they match one to one"
-    if not len(states_s) or len(states_s) != len(states_t):
+    "Both as lists in the loss's precision, the teacher's detached; a `ValueError` unless they match one to one."
+    if not len(states_s) or len(states_s)!=len(states_t):
         raise ValueError(f"PKD needs as many layers of the student as of the teacher, at least one, not {len(states_s)} and {len(states_t)}")
     layers = {f'{who}_{i}': (h, shape) for who, o in (('student', states_s), ('teacher', states_t)) for i, h in enumerate(o, 1)}
     check('PKD has no projection: student and teacher need layers of one shape and width', **layers)
@@ -41,26 +41,26 @@ def _checked(states_s, states_t, shape):
 
 # %% ../../nbs/baselines/pkd.ipynb #f8d61ed9
 def pkd(
-    states_s: Sequence[Tensor], # Student's states of the first token, (N, D) of each layer
-    states_t: Sequence[Tensor], # Teacher's, layer by layer those to follow
-    normalise: bool = True, # Compare directions only; else the states as they are
-) -> Tensor: # Scalar
-    "Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released)"
+    states_s:Sequence[Tensor], # Student's states of the first token, (N, D) of each layer
+    states_t:Sequence[Tensor], # Teacher's, layer by layer those to follow
+    normalise:bool=True, # Compare directions only; else the states as they are
+)->Tensor: # Scalar
+    "Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released)."
     s, t = (torch.stack(o) for o in _checked(states_s, states_t, 'N D'))
     if not s.numel(): return s.sum()
     return F.mse_loss(unit(s), unit(t)) if normalise else F.mse_loss(s, t)
 
 # %% ../../nbs/baselines/pkd.ipynb #2d579f53
 def pkd_sequence(
-    states_s: Sequence[Tensor], # Student's hidden states, (N, L, D) of each layer
-    states_t: Sequence[Tensor], # Teacher's, layer by layer those to follow
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Patience over whole sequences: mean squared difference of normalised examples, summed over the layers (FSD, released code)"
+    states_s:Sequence[Tensor], # Student's hidden states, (N, L, D) of each layer
+    states_t:Sequence[Tensor], # Teacher's, layer by layer those to follow
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Patience over whole sequences: mean squared difference of normalised examples, summed over the layers (FSD, released code)."
     states_s, states_t = _checked(states_s, states_t, 'N L D')
     n, l, d = states_s[0].shape
     check('the mask must have one value a position', h=(states_s[0], 'N L D'), mask=(mask, 'N L'))
-    tokens = n*l if mask is None else (mask != 0).sum().clamp(min=1)
+    tokens = n*l if mask is None else (mask!=0).sum().clamp(min=1)
     return sum(F.mse_loss(unit(flat(s, mask)), unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)
 
 # %% ../../nbs/baselines/pkd.ipynb #bd75585e

@@ -15,20 +15,20 @@ from ..terms import Term, between_states, beside_vkd, methods, terms
 
 # %% ../../nbs/baselines/pkt.ipynb #6681db18
 def choices(
-    x: Tensor, # One vector an example, (N, D)
-) -> Tensor: # (N, N), rows sum to 1, diagonal 0
-    "How likely each example chooses each other by its cosine (Passalis and Tefas 2018)"
+    x:Tensor, # One vector an example, (N, D)
+)->Tensor: # (N, N), rows sum to 1, diagonal 0
+    "How likely each example chooses each other by its cosine (Passalis and Tefas 2018)."
     c = (cosines(x) + 1) / 2
     c = c * (1 - torch.eye(len(c), device=c.device))
     return c / c.sum(1, keepdim=True).clamp(min=torch.finfo(c.dtype).tiny)
 
 # %% ../../nbs/baselines/pkt.ipynb #00ba79af
 def pkt(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Divergence of the student's choices among the examples of a batch from the teacher's (Passalis and Tefas 2018)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Divergence of the student's choices among the examples of a batch from the teacher's (Passalis and Tefas 2018)."
     check_shapes(h_s, h_t, mask)
     p_s, p_t = (choices(flat(h, mask)) for h in (h_s, h_t.detach()))
     tiny = torch.finfo(p_s.dtype).tiny

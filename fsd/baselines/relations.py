@@ -18,89 +18,89 @@ from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/relations.ipynb #9f256ed4
 def inner(
-    x: Tensor, # Features, (..., n, d)
-    unit_rows: bool = False, # Only cosines along each row: G_ij / √G_ii
-) -> Tensor: # (..., n, n), float64
-    "Gram matrix without centring"
+    x:Tensor, # Features, (..., n, d)
+    unit_rows:bool=False, # Only cosines along each row: G_ij / √G_ii
+)->Tensor: # (..., n, n), float64
+    "Gram matrix without centring."
     x = exact(x)
     return (unit(x) if unit_rows else x) @ x.mT
 
 # %% ../../nbs/baselines/relations.ipynb #ad3499b9
 def sp(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-) -> Tensor: # Scalar
-    "Similarity-preserving: squared difference of Gram matrices whose rows have length 1 (Tung and Mori 2019)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+)->Tensor: # Scalar
+    "Similarity-preserving: squared difference of Gram matrices whose rows have length 1 (Tung and Mori 2019)."
     check_shapes(h_s, h_t, mask)
     g_s, g_t = (unit(inner(flat(h, mask))) for h in (h_s, h_t.detach()))
     return ((g_s - g_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #ce8c1c42
-def cosines(x: Tensor) -> Tensor: # (n, n), float64
-    "Products of the rows of `x` (n, d) at length 1, exactly 1 on the diagonal, or 0 for a row of zeros"
+def cosines(x:Tensor)->Tensor: # (n, n), float64
+    "Products of the rows of `x` (n, d) at length 1, exactly 1 on the diagonal, or 0 for a row of zeros."
     s = inner(unit(exact(x)))
     return s - torch.diag_embed(s.diagonal() - s.diagonal().round())
 
-def gaussian(s: Tensor, gamma: float, order: int) -> Tensor:
-    "First terms of the Gaussian kernel of two vectors at length 1 with the product `s`"
+def gaussian(s:Tensor, gamma:float, order:int)->Tensor:
+    "First terms of the Gaussian kernel of two vectors at length 1 with the product `s`."
     return math.exp(-2*gamma) * sum((2*gamma*s)**p / math.factorial(p) for p in range(order + 1))
 
 def cckd(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    gamma: float = .4, # Sharpness of the kernel
-    order: int = 2, # Last power of the series
-) -> Tensor: # Scalar
-    "Correlation congruence: squared difference of Gaussian kernel matrices, by their Taylor series (Peng et al. 2019)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    gamma:float=.4, # Sharpness of the kernel
+    order:int=2, # Last power of the series
+)->Tensor: # Scalar
+    "Correlation congruence: squared difference of Gaussian kernel matrices, by their Taylor series (Peng et al. 2019)."
     check_shapes(h_s, h_t, mask)
-    if order < 0: raise ValueError(f"order must be at least 0, not {order}: a series has a first term")
+    if order<0: raise ValueError(f"order must be at least 0, not {order}: a series has a first term")
     k_s, k_t = (gaussian(cosines(flat(h, mask)), gamma, order) for h in (h_s, h_t.detach()))
     return ((k_s - k_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #f826683a
 def alignment(
-    x: Tensor, # Features, (..., n, d1)
-    y: Tensor, # Features of the same samples, (..., n, d2)
-    unit_rows: bool = False, # Divide each row i of the Gram matrices by the length of x_i
-) -> Tensor: # (...), float64
-    "Cosine of two Gram matrices that are not centred (Zhou et al. 2024, as released); 0 with zero gradient where one of them is 0"
+    x:Tensor, # Features, (..., n, d1)
+    y:Tensor, # Features of the same samples, (..., n, d2)
+    unit_rows:bool=False, # Divide each row i of the Gram matrices by the length of x_i
+)->Tensor: # (...), float64
+    "Cosine of two Gram matrices that are not centred (Zhou et al. 2024, as released); 0 with zero gradient where one of them is 0."
     check('x and y must hold the same samples', x=(x, '... n d1'), y=(y, '... n d2'))
     k, l = (unit(inner(o, unit_rows).flatten(-2)) for o in (x, y))
     return (k * l).sum(-1)
 
 # %% ../../nbs/baselines/relations.ipynb #cc190dd2
 def rcka(
-    logits_s: Tensor, # Student, (N, C)
-    logits_t: Tensor, # Teacher, (N, C)
-    unit_rows: bool = True, # As in `alignment`; what the released code does with logits
-    temperature: float | None = None, # Compare softened answers instead of logits between the samples; None for logits
-) -> Tensor: # Scalar
-    "Relation-based alignment of logits, between samples and between classes (Zhou et al. 2024)"
+    logits_s:Tensor, # Student, (N, C)
+    logits_t:Tensor, # Teacher, (N, C)
+    unit_rows:bool=True, # As in `alignment`; what the released code does with logits
+    temperature:float|None=None, # Compare softened answers instead of logits between the samples; None for logits
+)->Tensor: # Scalar
+    "Relation-based alignment of logits, between samples and between classes (Zhou et al. 2024)."
     check('student and teacher must give logits of one shape', logits_s=(logits_s, 'N C'), logits_t=(logits_t, 'N C'))
-    if temperature is not None and not temperature > 0: raise ValueError(f"temperature must be above 0, not {temperature}")
+    if temperature is not None and not temperature>0: raise ValueError(f"temperature must be above 0, not {temperature}")
     z = [exact(o) for o in (logits_s, logits_t.detach())]
     p = z if temperature is None else [(o / temperature).softmax(-1) for o in z]
     return (2 - alignment(*p, unit_rows) - alignment(*(o.mT for o in z), unit_rows)).to(logits_s.device, float_of(logits_s, logits_t))
 
 # %% ../../nbs/baselines/relations.ipynb #a582dd26
 def patches(
-    h: Tensor, # (N, L, D)
-    size: int, # Tokens in a patch
-) -> Tensor: # (N, ⌈L / size⌉, size·D)
-    "Chunks of tokens laid end to end, the last filled up with zeros"
+    h:Tensor, # (N, L, D)
+    size:int, # Tokens in a patch
+)->Tensor: # (N, ⌈L / size⌉, size·D)
+    "Chunks of tokens laid end to end, the last filled up with zeros."
     return F.pad(h, (0, 0, 0, -h.shape[1] % size)).unflatten(1, (-1, size)).flatten(2)
 
 def pcka(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    size: int = 16, # Tokens in a patch
-) -> Tensor: # Scalar; 0 if no example has two patches
-    "Patch-based alignment of the chunks of an example (after Zhou et al. 2024); examples of one chunk are left out"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    size:int=16, # Tokens in a patch
+)->Tensor: # Scalar; 0 if no example has two patches
+    "Patch-based alignment of the chunks of an example (after Zhou et al. 2024); examples of one chunk are left out."
     check_shapes(h_s, h_t, mask)
-    if size < 1: raise ValueError(f"a patch must hold at least 1 token, not {size}")
+    if size<1: raise ValueError(f"a patch must hold at least 1 token, not {size}")
     m = h_s.new_ones(h_s.shape[:2]) if mask is None else mask.to(h_s)
     keep = exact((patches(m[..., None], size) > 0).any(-1).sum(-1) > 1)
     c = alignment(*(patches(h.masked_fill(m[..., None] == 0, 0), size) for h in (h_s, h_t.detach())))

@@ -16,11 +16,11 @@ from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/rkd.ipynb #da8fb282
 def _gram(x):
-    "Centred Gram matrix in float64 where there is one"
+    "Centred Gram matrix in float64 where there is one."
     return gram(x, dtype=exact_of(x))
 
 def _distances(k):
-    "Distances by Gram matrix, and 0 with zero gradient between examples that differ by no more than rounding"
+    "Distances by Gram matrix, and 0 with zero gradient between examples that differ by no more than rounding."
     norms = k.diagonal()
     squares = norms[:, None] + norms - 2*k
     same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax() if len(norms) else 0)
@@ -28,15 +28,15 @@ def _distances(k):
 
 # %% ../../nbs/baselines/rkd.ipynb #32523209
 def _relative(k):
-    "Distances over the mean of all pairs of different examples"
+    "Distances over the mean of all pairs of different examples."
     d = _distances(k)
     mean = d.sum() / max(1, len(d) * (len(d) - 1))
-    return d / mean.masked_fill(mean == 0, 1)
+    return d / mean.masked_fill(mean==0, 1)
 
 def _cosines(k):
-    "Cosine of the angle at example `c` between `a` and `b`, (c, a, b)"
+    "Cosine of the angle at example `c` between `a` and `b`, (c, a, b)."
     d = _distances(k)
-    near = 1 / d.masked_fill(d == 0, torch.inf)
+    near = 1 / d.masked_fill(d==0, torch.inf)
     return (k - k[:, :, None] - k[:, None] + k.diagonal()[:, None, None]) * near[:, :, None] * near[:, None]
 
 # %% ../../nbs/baselines/rkd.ipynb #d85b042f
@@ -50,29 +50,29 @@ def _loss(relation, k_s, k_t):
 
 # %% ../../nbs/baselines/rkd.ipynb #98786cd0
 def rkd_distance(
-    x_s: Tensor, # Student, one vector an example, (N, D_s)
-    x_t: Tensor, # Teacher, (N, D_t)
-) -> Tensor: # Scalar
-    "Huber loss between the distances of examples, relative to their mean (Park et al. 2019)"
+    x_s:Tensor, # Student, one vector an example, (N, D_s)
+    x_t:Tensor, # Teacher, (N, D_t)
+)->Tensor: # Scalar
+    "Huber loss between the distances of examples, relative to their mean (Park et al. 2019)."
     return _loss(_relative, *_grams(x_s, x_t)).to(float_of(x_s, x_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #871f3af4
 def rkd_angle(
-    x_s: Tensor, # Student, one vector an example, (N, D_s)
-    x_t: Tensor, # Teacher, (N, D_t)
-) -> Tensor: # Scalar
-    "Huber loss between the cosines of the angles in triplets of examples (Park et al. 2019)"
+    x_s:Tensor, # Student, one vector an example, (N, D_s)
+    x_t:Tensor, # Teacher, (N, D_t)
+)->Tensor: # Scalar
+    "Huber loss between the cosines of the angles in triplets of examples (Park et al. 2019)."
     return _loss(_cosines, *_grams(x_s, x_t)).to(float_of(x_s, x_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #30e6aa12
 def rkd(
-    h_s: Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t: Tensor, # Hidden states of the teacher, (N, L, D_t)
-    mask: Tensor | None = None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-    distance: float = 1., # Weight of the distances
-    angle: float = 2., # Weight of the angles
-) -> Tensor: # Scalar
-    "Relational knowledge distillation between the examples of a batch, each flattened to one vector, its padding zeroed (Park et al. 2019)"
+    h_s:Tensor, # Hidden states of the student, (N, L, D_s)
+    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
+    distance:float=1., # Weight of the distances
+    angle:float=2., # Weight of the angles
+)->Tensor: # Scalar
+    "Relational knowledge distillation between the examples of a batch, each flattened to one vector, its padding zeroed (Park et al. 2019)."
     check_shapes(h_s, h_t, mask)
     k = _grams(flat(h_s, mask), flat(h_t, mask))
     return (distance * _loss(_relative, *k) + angle * _loss(_cosines, *k)).to(float_of(h_s, h_t))
