@@ -1,5 +1,5 @@
 """A sweep does each of its runs exactly once, whoever shares it and whoever dies."""
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +9,9 @@ from optuna.trial import TrialState
 from fsd import runs
 from fsd.costs import costs, measured, student_steps, teachers
 from fsd.experiment import Experiment
-from fsd.glue import GlueData
+from fsd.glue import GlueData, load
 from fsd.methods import reads
-from fsd.models import find_model, packaged
+from fsd.models import packaged
 from fsd.plans import Preset, Stage, presets, steps
 from fsd.settings import Settings, resolve
 from fsd.sweep import Sweep
@@ -190,6 +190,51 @@ def test_a_holdout_chooses_and_the_winner_learns_from_all(outputs, tiny):
     assert list(records['winner'].scores)==['validation'] and records['winner'].record['data']['rows']['train']==48
     assert s.winners()['wnli','winner']['alpha'] in (.2,.8) and set(s.chosen()['chosen by'])=={'0.25 of the training set'}
     assert [student_steps(r) for r in s.plan()]==[10, 10, 12]
+
+# ---------------------------------------------------------------- the records that come with the project
+
+@pytest.fixture(scope='module')
+def glue(tmp_path_factory):
+    "A folder with made-up sentences in the place of GLUE."
+    from datasets import DatasetDict
+    folder = tmp_path_factory.mktemp('glue')
+    for task in ('wnli','rte','mrpc','cola','sst2'): DatasetDict(load(task, 'demo').splits).save_to_disk(folder/task)
+    return folder
+
+@pytest.fixture
+def kept(glue, outputs, monkeypatch):
+    "The kept records alone, without students and teachers, as on a machine that has their data."
+    for kind in ('runs','trials'): shutil.copytree(root/'outputs'/kind, outputs/kind, ignore=shutil.ignore_patterns('*.npz'))
+    found = runs.find(kind='runs')+runs.find(kind='trials')
+    data = {o.task:o.record['data']['fingerprint'] for o in found}
+    monkeypatch.setenv('FSD_GLUE', str(glue))
+    monkeypatch.setattr(GlueData, 'fingerprint', property(lambda self: data.get(self.task.name)))
+    monkeypatch.setattr(GlueData, 'complete', True)
+    monkeypatch.setattr(Experiment, 'check', lambda self: None) # of data that are not there
+    return found
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_the_cpu_preset_asks_for_the_kept_records(kept):
+    sweep = Sweep('cpu')
+    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and o.model==sweep.model}
+    assert len(own)==127
+    for r in sweep.plan():
+        if run := own.pop((r.task, r.method, r.seed), None):
+            found = Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done()
+            assert found and found.folder==run.folder, run.folder
+    assert not own
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_a_sweep_over_the_kept_records_makes_none_again(kept, outputs, monkeypatch):
+    import fsd.trainer
+    def never(*args, **kwargs): raise AssertionError('a model is trained')
+    monkeypatch.setattr(fsd.trainer.DistillationTrainer, 'train', never)
+    before = {f:f.stat().st_mtime_ns for f in outputs.rglob('run.json')}
+    said = []
+    Sweep('cpu', methods='nods vkd fsd', seeds=2).run(show=said.append)
+    Sweep('batch', methods='fsd_l', seeds=1).run(show=said.append) # size 32 is there, three others are not
+    assert '18 of 18 runs done' in said and said[-1]=='1 of 4 runs done, 3 failed'
+    assert {f:f.stat().st_mtime_ns for f in outputs.rglob('run.json')}==before
 
 # ---------------------------------------------------------------- the database of several machines
 
