@@ -1,5 +1,6 @@
 """The project as a whole: library and notebooks agree, nothing of one machine is in them, and the wheel works by itself."""
-import configparser, os, re, shutil, site, subprocess, sys, venv, zipfile
+import ast, configparser, doctest, importlib, os, re, shutil, site, subprocess, sys, venv, zipfile
+from graphlib import CycleError, TopologicalSorter
 import nbformat, pytest
 from conftest import root
 import fsd
@@ -82,6 +83,55 @@ def test_every_setting_says_where_it_comes_from():
     ini = configparser.ConfigParser(inline_comment_prefixes='#')
     ini.read(root/'settings.ini')
     assert len(lines)==len(ini.defaults()) + sum(len(ini._sections[s]) for s in ini.sections()), 'no value escapes the pattern'
+
+# ---------------------------------------------------------------- how the library is built
+
+def name_of(p): return '.'.join(('fsd', *p.with_suffix('').parts))
+sources = {name_of(p): (root/'fsd'/p).read_text() for p in modules}
+
+def taken(name):
+    "(module, name or None) of all that the module `name` imports from `fsd`, at its top or inside of its functions."
+    for node in ast.walk(ast.parse(sources[name])):
+        if isinstance(node, ast.Import): yield from ((a.name, None) for a in node.names if a.name in sources)
+        if not isinstance(node, ast.ImportFrom): continue
+        base = '.'.join([*name.split('.')[:-node.level], *filter(None, [node.module])]) if node.level else node.module
+        for a in node.names:
+            if f'{base}.{a.name}' in sources: yield f'{base}.{a.name}', None
+            elif base in sources: yield base, a.name
+
+@pytest.mark.parametrize('name', sources)
+def test_examples_in_docstrings_are_true(name):
+    done = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE|doctest.ELLIPSIS)
+    assert done.failed==0, f'{done.failed} of {done.attempted} examples'
+
+def test_modules_import_one_another_in_no_circle():
+    try: TopologicalSorter({n: {m for m,_ in taken(n)} for n in sources}).prepare()
+    except CycleError as e: pytest.fail(' -> '.join(e.args[1]))
+
+def test_no_module_takes_a_private_name_of_another():
+    assert [f'{n}: {m}.{a}' for n in sources for m,a in taken(n) if a and a.startswith('_')]==[]
+
+def test_no_module_is_longer_than_400_lines():
+    assert {n:k for n,s in sources.items() if (k := len(s.splitlines()))>400}=={}
+
+def test_lines_end_before_column_120_but_for_one_in_a_hundred():
+    lines = [l for s in sources.values() for l in s.splitlines() if l.strip() and not l.startswith(('#', '__all__'))]
+    long = [l for l in lines if len(l)>120]
+    assert len(long)<=.01*len(lines), f'{len(long)} of {len(lines)}'
+
+@pytest.mark.parametrize('name', cells)
+def test_an_exported_cell_has_at_most_50_lines(name):
+    exported = [c.source for c in cells[name] if c.cell_type=='code' and re.search(r'^#\| *exports?\b', c.source, re.M)]
+    assert [s.splitlines()[:3] for s in exported if len([l for l in s.splitlines() if not l.startswith('#|')])>50]==[]
+
+def test_tables_and_figures_are_made_without_transformers():
+    from_records = ['fsd.report', *(n for n in sources if n.startswith(('fsd.tables.', 'fsd.figures.')))]
+    code = f"""import importlib, sys
+for name in {from_records}: importlib.import_module(name)
+bad = {{'transformers', 'accelerate', 'fsd.trainer', 'fsd.experiment'}} & set(sys.modules)
+assert not bad, bad"""
+    done = run(sys.executable, '-c', code)
+    assert done.returncode==0, done.stderr
 
 # ---------------------------------------------------------------- the package
 

@@ -1,5 +1,5 @@
 """A sweep does each of its runs exactly once, whoever shares it and whoever dies."""
-import json, os, signal, subprocess, sys, time
+import json, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -7,13 +7,23 @@ import pytest
 from conftest import root
 from optuna.trial import TrialState
 from fsd import runs
-from fsd.tasks import tasks
+from fsd.costs import costs, measured, student_steps, teachers
+from fsd.experiment import Experiment
+from fsd.glue import GlueData, load
 from fsd.methods import reads
+from fsd.models import packaged
 from fsd.plans import Preset, Stage, presets, steps
-from fsd.sweep import Sweep
 from fsd.settings import Settings, resolve
+from fsd.sweep import Sweep
+from fsd.tasks import tasks
 
-plan = Preset('six runs', ('wnli',), (Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}), Stage('seeds', 'nods', seeds=(0,1))))
+plan = Preset('six runs', ('wnli',), (
+    Stage('vkd', 'vkd', dict(alpha=(.2,.8))), Stage('fsd_l', 'fsd_l', dict(gamma_l=(.1,1)), {'vkd':('alpha',)}),
+    Stage('seeds', 'nods', seeds=(0,1))))
+
+def costs_of(*args, **params):
+    sweep = Sweep(*args, **params)
+    return costs(sweep, sweep.paces())
 
 code = '''
 import json, os, sys, time
@@ -107,6 +117,15 @@ def test_a_missing_model_or_folder_of_data_ends_it_before_any_run(outputs, tiny)
 
 # ---------------------------------------------------------------- plans
 
+def test_settings_of_a_planned_run_are_resolved_once(outputs, monkeypatch):
+    import fsd.planned
+    asked = []
+    monkeypatch.setattr(fsd.planned, 'resolve', lambda *args, **params: asked.append(args) or resolve(*args, **params))
+    sweep = Sweep('demo')
+    assert len(asked)==len(sweep.plan())==6
+    sweep.headline(), sweep.table(), sweep.results(), costs(sweep, sweep.paces())
+    assert len(asked)==6
+
 def test_the_cpu_preset(outputs):
     seeds = Counter(r.method for r in Sweep('cpu').plan())
     assert {m:seeds[m] for m in ('nods','vkd','pkd','rkd','minilm','fsd')}==dict.fromkeys(('nods','vkd','pkd','rkd','minilm','fsd'), 15)
@@ -120,23 +139,23 @@ def test_the_gpu_preset_varies_padding_where_it_is_read(outputs):
 
 def test_the_numbers_of_the_paper_plan(outputs):
     paper = Sweep('paper', seconds_per_step=.1)
-    f,rows = paper.costs(),[t.sizes['train'] for t in tasks.values()]
+    f,rows = costs(paper, paper.paces()),[t.sizes['train'] for t in tasks.values()]
     epoch = sum(-(-n//32) for n in rows)
     assert f.trainings[['vkd grid','fsd_g coarse','fsd weights','fsd lr','fsd seeds','teachers']].tolist()==[9*27, 9*73, 9*32, 9*4, 9*5, 9]
     assert f.steps['fsd_g coarse']==73*3*epoch and f.steps['teachers']==3*epoch
     assert f.seconds['all']==pytest.approx(.1*f.steps['all']) and len(paper.plan())==f.trainings['all']-9
-    assert Sweep('paper', tasks='mnli').costs().seconds.isna().all(), 'nothing to go by, no estimate'
-    assert Sweep('paper', tasks='mnli', methods='fsd_i').costs().index.tolist()==['vkd grid', 'fsd_i grid', 'fsd_i seeds', 'teachers', 'all']
+    assert costs_of('paper', tasks='mnli').seconds.isna().all(), 'nothing to go by, no estimate'
+    assert costs_of('paper', tasks='mnli', methods='fsd_i').index.tolist()==['vkd grid', 'fsd_i grid', 'fsd_i seeds', 'teachers', 'all']
     assert not outputs.exists()
 
 def test_a_teacher_is_counted_once_for_each_setting_that_makes_another(outputs):
-    def n(**grid): return Sweep(Preset('', ('mrpc',), (Stage('a', 'vkd', grid),))).costs().loc['teachers',['trainings','steps']].tolist()
+    def n(**grid): return costs_of(Preset('', ('mrpc',), (Stage('a', 'vkd', grid),))).loc['teachers',['trainings','steps']].tolist()
     steps_of = lambda **o: steps(resolve('mrpc', 'vkd', **o), tasks['mrpc'].sizes['train'], 3)
     assert n(lr=(1e-5,2e-5), alpha=(.2,.5))==[1, steps_of()]
     for k,v in dict(accumulate=(1,2), weight_decay=(0.,.1), warmup=(0.,.1), max_grad_norm=(.5,1.), train_examples=(64,96), max_steps=(4,10**6), adam_epsilon=(1e-8,1e-6)).items():
         assert n(**{k:v})==[2, sum(steps_of(**{k:o}) for o in v)], k
     assert steps_of(max_steps=10**6)==steps_of()
-    assert Sweep('batch').costs().trainings['teachers']==4
+    assert costs_of('batch').trainings['teachers']==len(teachers(Sweep('batch').plan()))==4
 
 def test_seeds_replace_only_repetitions(outputs):
     found = Counter(r.stage for r in Sweep('paper', tasks='rte', methods='vkd', seeds=2).plan())
@@ -147,8 +166,9 @@ def test_steps_are_the_trainers(outputs, tiny):
     s.run(show=str)
     run, = runs.find(kind='trials')
     r, = s.plan()
-    assert run.record['history'][-1]['step']==s.student_steps(r)==steps(r.settings, s.sizes['wnli'], 2)==14
-    assert s.measured()==[('wnli', 'nods', run.record['seconds']['student']/14)] and s.results().score[0]==pytest.approx(100*run.scores['validation']['accuracy'])
+    assert run.record['history'][-1]['step']==student_steps(r)==14
+    assert measured(s.model, 'fp32')==[('wnli', 'nods', run.record['seconds']['student']/14)]
+    assert s.results().score[0]==pytest.approx(100*run.scores['validation']['accuracy'])
 
 def test_a_record_made_by_hand_counts(outputs, tiny):
     from fsd import distill
@@ -169,13 +189,58 @@ def test_a_holdout_chooses_and_the_winner_learns_from_all(outputs, tiny):
     assert by_stage['vkd'].value==records['vkd'].scores['holdout']['accuracy'] and records['vkd'].record['data']['rows']['train']==36
     assert list(records['winner'].scores)==['validation'] and records['winner'].record['data']['rows']['train']==48
     assert s.winners()['wnli','winner']['alpha'] in (.2,.8) and set(s.chosen()['chosen by'])=={'0.25 of the training set'}
-    assert [s.student_steps(r) for r in s.plan()]==[10, 10, 12]
+    assert [student_steps(r) for r in s.plan()]==[10, 10, 12]
+
+# ---------------------------------------------------------------- the records that come with the project
+
+@pytest.fixture(scope='module')
+def glue(tmp_path_factory):
+    "A folder with made-up sentences in the place of GLUE."
+    from datasets import DatasetDict
+    folder = tmp_path_factory.mktemp('glue')
+    for task in ('wnli','rte','mrpc','cola','sst2'): DatasetDict(load(task, 'demo').splits).save_to_disk(folder/task)
+    return folder
+
+@pytest.fixture
+def kept(glue, outputs, monkeypatch):
+    "The kept records alone, without students and teachers, as on a machine that has their data."
+    for kind in ('runs','trials'): shutil.copytree(root/'outputs'/kind, outputs/kind, ignore=shutil.ignore_patterns('*.npz'))
+    found = runs.find(kind='runs')+runs.find(kind='trials')
+    data = {o.task:o.record['data']['fingerprint'] for o in found}
+    monkeypatch.setenv('FSD_GLUE', str(glue))
+    monkeypatch.setattr(GlueData, 'fingerprint', property(lambda self: data.get(self.task.name)))
+    monkeypatch.setattr(GlueData, 'complete', True)
+    monkeypatch.setattr(Experiment, 'check', lambda self: None) # of data that are not there
+    return found
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_the_cpu_preset_asks_for_the_kept_records(kept):
+    sweep = Sweep('cpu')
+    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and o.model==sweep.model}
+    assert len(own)==127
+    for r in sweep.plan():
+        if run := own.pop((r.task, r.method, r.seed), None):
+            found = Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done()
+            assert found and found.folder==run.folder, run.folder
+    assert not own
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_a_sweep_over_the_kept_records_makes_none_again(kept, outputs, monkeypatch):
+    import fsd.trainer
+    def never(*args, **kwargs): raise AssertionError('a model is trained')
+    monkeypatch.setattr(fsd.trainer.DistillationTrainer, 'train', never)
+    before = {f:f.stat().st_mtime_ns for f in outputs.rglob('run.json')}
+    said = []
+    Sweep('cpu', methods='nods vkd fsd', seeds=2).run(show=said.append)
+    Sweep('batch', methods='fsd_l', seeds=1).run(show=said.append) # size 32 is there, three others are not
+    assert '18 of 18 runs done' in said and said[-1]=='1 of 4 runs done, 3 failed'
+    assert {f:f.stat().st_mtime_ns for f in outputs.rglob('run.json')}==before
 
 # ---------------------------------------------------------------- the database of several machines
 
 def test_a_database_releases_claims_without_a_sign_of_life(outputs, tiny, tmp_path, monkeypatch):
-    import optuna, fsd.sweep
-    monkeypatch.setattr(fsd.sweep, 'RDBStorage', lambda url, **kw: optuna.storages.RDBStorage(f'sqlite:///{tmp_path}/a.db', heartbeat_interval=1, grace_period=1))
+    import optuna, fsd.journal
+    monkeypatch.setattr(fsd.journal, 'RDBStorage', lambda url, **kw: optuna.storages.RDBStorage(f'sqlite:///{tmp_path}/a.db', heartbeat_interval=1, grace_period=1))
     s = Sweep(replace(plan, stages=plan.stages[2:]), **tiny, seeds=1, storage='postgresql://stands.in')
     s.study
     s.enqueue()
