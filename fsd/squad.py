@@ -27,18 +27,19 @@ from .tasks import unknown
 sizes = {'1.1': dict(train=87599, validation=10570), '2.0': dict(train=130319, validation=11873)}
 tasks = {'1.1':'squad', '2.0':'squad_v2'} # as the hub and the run records call them
 
-# %% ../nbs/16_squad.ipynb #203e8914
+# %% ../nbs/16_squad.ipynb #87d52ad1
 def _get(o, key:str, kind:type, where:str):
     "`o[key]`, if `o` is a dict with such an item of that kind."
     if not isinstance(o, dict): raise ValueError(f'{where}: a {type(o).__name__} where a dict is expected')
     if key not in o: raise ValueError(f'{where}: no {key!r}')
     got = o[key]
-    if type(got) is not kind: raise ValueError(f'{where}: {key!r} is a {type(got).__name__}, expected a {kind.__name__}')
+    if type(got) is not kind:
+        raise ValueError(f'{where}: {key!r} is a {type(got).__name__}, expected a {kind.__name__}')
     if kind is str and re.search('[\ud800-\udfff]', got):
         raise ValueError(f'{where}: {key!r} holds half a character (a lone surrogate), as from text cut in UTF-16')
     return got
 
-# %% ../nbs/16_squad.ipynb #24784d0b
+# %% ../nbs/16_squad.ipynb #97c9a5a1
 def _checked(row:dict, version:str, where:str)->dict:
     "`row` in the columns of the hub, if every answer lies where it says."
     texts,starts = row['answers']['text'],row['answers']['answer_start']
@@ -46,7 +47,8 @@ def _checked(row:dict, version:str, where:str)->dict:
         found = row['context'][max(0, start):][:len(text)]
         if not text.strip(): raise ValueError(f'{where}: an answer without words, {text!r}')
         if start<0 or found!=text:
-            raise ValueError(f'{where}: the answer {text!r} is not at character {start}, where the context has {found!r}')
+            raise ValueError(f'{where}: the answer {text!r} is not at character {start}, '
+                             f'where the context has {found!r}')
     if not texts and version=='1.1':
         raise ValueError(f'{where}: no answer; questions without one exist in version 2.0 only')
     return row
@@ -61,7 +63,7 @@ def _answers(q:dict, where:str)->dict[str,list]:
     return dict(text=[_get(o, 'text', str, where) for o in answers],
                 answer_start=[_get(o, 'answer_start', int, where) for o in answers])
 
-# %% ../nbs/16_squad.ipynb #b9540939
+# %% ../nbs/16_squad.ipynb #a45e2bd8
 def _questions(file, version:str, name:str)->Iterator[tuple[str,dict]]:
     "Every question of a parsed file, and where it is."
     for i,article in enumerate(_get(file, 'data', list, name), 1):
@@ -75,11 +77,11 @@ def _questions(file, version:str, name:str)->Iterator[tuple[str,dict]]:
             for k,q in enumerate(_get(paragraph, 'qas', list, there), 1):
                 key = _get(q, 'id', str, f'{there}, question {k}')
                 here = f'{there}, question {key}'
-                row = dict(id=key, title=title, context=context, question=_get(q, 'question', str, here), answers=_answers(q, here))
-                yield here, _checked(row, version, here)
+                row = dict(id=key, title=title, context=context, question=_get(q, 'question', str, here))
+                yield here, _checked(row | dict(answers=_answers(q, here)), version, here)
 
 # %% ../nbs/16_squad.ipynb #5ecd7a28
-_columns = Features({'id':Value('string'), 'title':Value('string'), 'context':Value('string'), 'question':Value('string'),
+_columns = Features({**{c:Value('string') for c in ('id','title','context','question')},
                      'answers':{'text':List(Value('string')), 'answer_start':List(Value('int32'))}})
 
 def squad_rows(
@@ -134,32 +136,38 @@ def read_squad(
     "`squad_rows` of a file."
     return squad_rows(read_json(path), version, str(path))
 
+# %% ../nbs/16_squad.ipynb #def28058
 def _every_fifth(path:Path, version:str)->dict[str,Dataset]:
     "A single file as two splits, by article."
-    read_squad(path, version) # an error is reported where it stands in the file
     file = read_json(path)
+    squad_rows(file, version, str(path)) # an error is reported where it stands in the file
     data,of = file['data'],min(4, len(file['data'])-1)
-    if not of: raise ValueError(f'{path}: one article cannot be divided into train and dev; give a folder with a file for each')
+    if not of:
+        raise ValueError(f'{path}: one article cannot be divided into train and dev; '
+                         'give a folder with a file for each')
     parts = dict(train=[o for i,o in enumerate(data) if i%5!=of], validation=data[of::5])
     return {s:squad_rows(dict(file, data=p), version, f'{path}, {s}') for s,p in parts.items()}
 
-# %% ../nbs/16_squad.ipynb #039819e3
+# %% ../nbs/16_squad.ipynb #ff63013e
 def _file(folder:Path, stem:str, version:str)->Path:
     names = (f'{stem}-v{version}.json',f'{stem}.json')
     if found := [folder/n for n in names if (folder/n).is_file()]: return found[0]
-    raise FileNotFoundError(f"{folder} lacks the {stem} questions of version {version}: looked for {' and '.join(names)}")
+    raise FileNotFoundError(f"{folder} lacks the {stem} questions of version {version}: "
+                            f"looked for {' and '.join(names)}")
 
+# %% ../nbs/16_squad.ipynb #af1c92c5
 def _from_path(path:Path, version:str)->SquadData:
     "Questions of a folder or of a single file."
     if path.is_file():
-        return SquadData(version, _every_fifth(path, version), 'folder', f'the file {path}, every fifth article for dev')
+        origin = f'the file {path}, every fifth article for dev'
+        return SquadData(version, _every_fifth(path, version), 'folder', origin)
     if not path.is_dir():
         raise FileNotFoundError(f"{str(path)!r} is not a folder or file; "
                                 "a source is 'auto', 'hub', 'demo', a folder of SQuAD files or one of them")
     splits = {s:read_squad(_file(path, stem, version), version) for s,stem in (('train','train'),('validation','dev'))}
     return SquadData(version, splits, 'folder', f'the folder {path}')
 
-# %% ../nbs/16_squad.ipynb #3a591b7f
+# %% ../nbs/16_squad.ipynb #62a413a2
 def _from_hub(version:str)->SquadData|None:
     "The hub's data, or None if it is neither cached nor within reach."
     repo,config = f'rajpurkar/{tasks[version]}','plain_text' if version=='1.1' else 'squad_v2'
@@ -169,19 +177,20 @@ def _from_hub(version:str)->SquadData|None:
     splits = {s:Dataset.from_list(split(s), features=_columns) for s in sizes[version]}
     return SquadData(version, splits, 'hub', f'{repo} of the Hugging Face hub')
 
+# %% ../nbs/16_squad.ipynb #01f4621b
 def _from_demo(version:str, why:str)->SquadData:
     splits = {s:squad_rows(demo_squad(version, s), version) for s in sizes[version]}
     return SquadData(version, splits, 'demo', f'templates, not the real data ({why})')
 
-# %% ../nbs/16_squad.ipynb #c6b54442
+# %% ../nbs/16_squad.ipynb #c7ebe909
 def load_squad(
     version:str='1.1', # '1.1' or '2.0'
     source:str|Path='auto', # 'auto', 'hub', 'demo', a folder of SQuAD files or one of them
 )->SquadData:
     """Train and dev questions. `auto` is `FSD_SQUAD` if set, else the hub, else the demo; `.where` says which.
 
-    A folder without the files is a `FileNotFoundError`, a file that does not fit a `ValueError` that names the question,
-    and `'hub'` out of reach a `ConnectionError`.
+    A folder without the files is a `FileNotFoundError`, a file that does not fit a `ValueError` that names the
+    question, and `'hub'` out of reach a `ConnectionError`.
 
     >>> data = load_squad('2.0', 'demo')
     >>> {split:len(rows) for split,rows in data.splits.items()}, data.complete
@@ -208,7 +217,7 @@ def normalise(
     kept = ''.join(c for c in text.lower() if c not in string.punctuation)
     return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', kept).split())
 
-# %% ../nbs/16_squad.ipynb #5ae1942f
+# %% ../nbs/16_squad.ipynb #c0721923
 def exact_match(
     text:str, # Predicted
     gold:str, # Right
@@ -216,6 +225,7 @@ def exact_match(
     "1 if both are equal once they are normalised, else 0."
     return float(normalise(text)==normalise(gold))
 
+# %% ../nbs/16_squad.ipynb #c65a4d10
 def token_f1(
     text:str, # Predicted
     gold:str, # Right
@@ -234,11 +244,11 @@ def gold_texts(answers:dict)->list[str]:
     "Gold texts that are left with a word once they are normalised; the empty one if there is none."
     return [t for t in answers['text'] if normalise(t)] or ['']
 
-# %% ../nbs/16_squad.ipynb #9d63a589
+# %% ../nbs/16_squad.ipynb #30a0b43f
 def squad_scores(
     predictions:dict[str,str], # Question id to text; empty for no answer
     rows, # Questions with `id` and `answers`
-)->dict[str,dict[str,float]]: # Fractions `em` and `f1` of `validation`, and of `has_answer` and `no_answer` if both exist
+)->dict[str,dict[str,float]]: # `em` and `f1`, fractions, of 'validation'; of 'has_answer' and 'no_answer' if both exist
     """Official evaluation of a dev set: for every question the best over its gold answers.
 
     Rajpurkar et al. 2016, 2018. A question without a prediction, or with one that is no text, is a `ValueError`.
