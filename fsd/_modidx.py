@@ -861,6 +861,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'fsd.wid._eye': ('wid.html#_eye', 'fsd/wid.py'),
                          'fsd.wid._last': ('wid.html#_last', 'fsd/wid.py'),
                          'fsd.wid._merged_config': ('wid.html#_merged_config', 'fsd/wid.py'),
+                         'fsd.wid._merged_layers': ('wid.html#_merged_layers', 'fsd/wid.py'),
+                         'fsd.wid._norms': ('wid.html#_norms', 'fsd/wid.py'),
                          'fsd.wid._untie': ('wid.html#_untie', 'fsd/wid.py'),
                          'fsd.wid.check_inheritable': ('wid.html#check_inheritable', 'fsd/wid.py'),
                          'fsd.wid.check_shares': ('wid.html#check_shares', 'fsd/wid.py'),

@@ -26,6 +26,7 @@ def rightwards(
     new.padding_side = new.truncation_side = 'right'
     return new
 
+# %% ../nbs/16_windows.ipynb #c0aa5150
 def _short(questions:list[str], tokenizer:Callable, most:int)->list[str]:
     "Questions without white space around them, cut to `most` tokens."
     questions = [q.strip() for q in questions]
