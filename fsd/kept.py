@@ -21,8 +21,13 @@ def _project()->Path|None:
     for p in [Path.cwd(), *Path.cwd().parents, Path(fsd.__file__).resolve().parents[1]]:
         if (p/'pyproject.toml').is_file() and (p/'nbs').is_dir(): return p
 
+# %% ../nbs/01_kept.ipynb #f265b750
 def outputs()->Path:
-    "Folder of everything computed and recorded: `FSD_OUTPUTS` if set and not empty, else `outputs/` of the project, else of the working directory."
+    """Folder of everything computed and recorded.
+
+    It is `FSD_OUTPUTS` if that is set and not empty, else `outputs/` of the project, else of the working directory.
+    The folder need not exist; a `NotADirectoryError` if it cannot be one.
+    """
     where = os.environ.get('FSD_OUTPUTS', '').strip()
     if not where: return (_project() or Path.cwd())/'outputs'
     path = Path(os.path.expanduser(where))
@@ -32,6 +37,7 @@ def outputs()->Path:
     if not there.is_dir(): raise NotADirectoryError(f'FSD_OUTPUTS={where!r} must be a folder; {there} is a file')
     return path
 
+# %% ../nbs/01_kept.ipynb #7bbeec9d
 def shown(path:Path)->str:
     "`path` as seen from the folder that `outputs()` lies in; as it is if it lies elsewhere."
     path,home = Path(path).absolute(),outputs().parent
@@ -50,14 +56,22 @@ def plain(
     o, # Numbers, strings, lists, dicts; also dataclasses, paths, sets and scalars of numpy or torch
     nan_to_none:bool=False, # NaN and infinities, which JSON cannot hold, become None instead of a `ValueError`
 ):
-    "`o` as it comes back from a JSON file."
+    """`o` as it comes back from a JSON file; a `TypeError` of what has no place in one.
+
+    >>> plain(dict(layers=(10, 11), methods={'fsd', 'vkd'}))
+    {'layers': [10, 11], 'methods': ['fsd', 'vkd']}
+    """
     return json.loads(json.dumps(o, default=_in_json, allow_nan=nan_to_none), parse_constant=lambda _: None)
 
 # %% ../nbs/01_kept.ipynb #24a2d016
 def fingerprint(
     **what, # All that determines a result, in what JSON can hold
 )->str: # 16 hexadecimal digits
-    "The same short name for the same `what`, in any order, on any machine."
+    """The same short name for the same `what`, in any order, on any machine.
+
+    >>> fingerprint(task='rte', layers=(10, 11))
+    '949f47363d3813e2'
+    """
     return hashlib.sha256(json.dumps(plain(what), sort_keys=True).encode()).hexdigest()[:16]
 
 # %% ../nbs/01_kept.ipynb #1d6d9d6d
@@ -68,6 +82,7 @@ def _fsync(path):
     try: os.fsync(f)
     finally: os.close(f)
 
+# %% ../nbs/01_kept.ipynb #3f48078f
 def _tmp(path:Path)->Path:
     "A name beside `path` that no other process takes."
     return path.with_name(f'{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}')
@@ -92,9 +107,10 @@ def write_json(
     path:Path, # Overwritten, whole or not at all
     obj, # What `plain` takes
 ):
-    "Write `obj` to `path` atomically."
+    "Write `obj` to `path` atomically; a `ValueError` of NaN and infinity, which JSON does not know."
     text = json.dumps(plain(obj), indent=1, ensure_ascii=False)+'\n'
-    with atomic(path) as tmp: tmp.write_text(text, encoding='utf-8', errors='backslashreplace') # of file names that are no Unicode
+    with atomic(path) as tmp: # file names need not be Unicode, hence `errors`
+        tmp.write_text(text, encoding='utf-8', errors='backslashreplace')
 
 # %% ../nbs/01_kept.ipynb #aa5a73c1
 def read_json(path:Path):
@@ -123,25 +139,26 @@ def seal(
     **about, # What it was made from, in what JSON can hold
 ):
     "Write the `manifest.json` of `folder`, after everything in it is on the disk."
-    if not Path(folder).is_dir(): raise NotADirectoryError(f'{folder} is no folder, so it cannot be sealed')
-    paths = sorted(Path(folder).rglob('*'))
+    folder = Path(folder)
+    if not folder.is_dir(): raise NotADirectoryError(f'{folder} is no folder, so it cannot be sealed')
+    paths = sorted(folder.rglob('*'))
     for p in paths: _fsync(p)
     files = {p.relative_to(folder).as_posix(): dict(bytes=p.stat().st_size, sha256=sha256(p))
-             for p in paths if p.is_file() and p!=Path(folder)/'manifest.json'}
-    write_json(Path(folder)/'manifest.json', dict(about=about, files=files, seal=fingerprint(about=about, files=files)))
+             for p in paths if p.is_file() and p!=folder/'manifest.json'}
+    write_json(folder/'manifest.json', dict(about=about, files=files, seal=fingerprint(about=about, files=files)))
 
 # %% ../nbs/01_kept.ipynb #797de804
 def _fault(path:Path, was:dict)->str|None:
     "What is wrong with the file `path`, in words; `was` holds its `bytes` and `sha256`."
     if not path.is_file(): return 'missing'
-    now = path.stat().st_size
-    if now!=was['bytes']: return f'{"truncated" if now<was["bytes"] else "grown"} from {was["bytes"]:,} to {now:,} bytes'
+    now,then = path.stat().st_size,was['bytes']
+    if now!=then: return f'{"truncated" if now<then else "grown"} from {then:,} to {now:,} bytes'
     if sha256(path)!=was['sha256']: return 'altered'
 
 def verify(
     folder:Path, # A sealed folder
 )->dict: # What was said `about` it when it was sealed
-    "Read every file of `folder` and compare it with the seal; `Damaged` if one differs."
+    "Read every file of `folder` and compare it with the seal; `Damaged`, a `ValueError`, if one differs."
     folder = Path(folder)
     try: m = read_json(folder/'manifest.json')
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
@@ -163,10 +180,12 @@ def _alone(folder:Path):
         print(f'Another process is making {folder}; waiting for it.', flush=True)
         lock.acquire()
     except OSError as e:
-        raise OSError(e.errno, f'{folder} has to be made, but {folder.parent} cannot be written to ({e.strerror}); set FSD_OUTPUTS to a folder that can') from None
+        raise OSError(e.errno, f'{folder} has to be made, but {folder.parent} cannot be written to '
+                               f'({e.strerror}); set FSD_OUTPUTS to a folder that can') from None
     try: yield
     finally: lock.release()
 
+# %% ../nbs/01_kept.ipynb #0d9ad9c9
 def _tidy(folder:Path):
     "Remove unfinished copies of `folder`; only for whoever holds its lock."
     for p in folder.parent.iterdir():
@@ -174,10 +193,12 @@ def _tidy(folder:Path):
         if p.is_dir() and not p.is_symlink(): shutil.rmtree(p, ignore_errors=True)
         else: p.unlink(missing_ok=True)
 
+# %% ../nbs/01_kept.ipynb #494ae2fc
 def _why_build(folder:Path, about:dict)->str|None:
     "Why `folder` has to be built, or None if it is whole and made from `about`."
     if not folder.exists(): return 'absent'
-    if not folder.is_dir(): raise NotADirectoryError(f'{folder} is a file, and a folder is to be kept there; move the file away')
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is a file, and a folder is to be kept there; move the file away')
     try: was = verify(folder)
     except Damaged as e: return str(e)
     if was!=plain(about): return f'{folder} was made from {was}, not from {plain(about)}'
@@ -188,7 +209,15 @@ def kept(
     build:Callable[[Path], None], # Fills the empty folder that it is given
     **about, # What determines the result, in what JSON can hold
 )->Path: # `folder`, whole
-    "Return `folder`, calling `build` first if it is absent, damaged or made from something else. What lay in it is replaced."
+    """Return `folder`, calling `build` first if it is absent, damaged or made from something else.
+
+    What lay in it is replaced; if `build` raises, nothing is changed. A `NotADirectoryError` if a file has that name.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> def count(folder): write_json(folder/'n.json', 100)
+    >>> with TemporaryDirectory() as tmp: read_json(kept(Path(tmp)/fingerprint(task='rte'), count, task='rte')/'n.json')
+    100
+    """
     folder = Path(folder)
     if not _why_build(folder, about): return folder
     there = folder.resolve() if folder.is_symlink() else folder
@@ -218,20 +247,17 @@ def need_space(
     there = next(p for p in [Path(folder).absolute(), *Path(folder).absolute().parents] if p.exists())
     free = shutil.disk_usage(there).free
     if not n_bytes<=free: # so that NaN does not pass
-        raise OSError(f'{folder} needs {n_bytes/1e9:.3g} GB but {free/1e9:.3g} GB are free; make room or set FSD_OUTPUTS to a folder on a larger disk')
+        raise OSError(f'{folder} needs {n_bytes/1e9:.3g} GB but {free/1e9:.3g} GB are free; '
+                      'make room or set FSD_OUTPUTS to a folder on a larger disk')
 
 # %% ../nbs/01_kept.ipynb #105d47e2
-def _number(path:Path)->int:
-    "The number at the end of a name, -1 without one."
-    m = re.search(r'\d+$', path.name)
-    return int(m[0]) if m else -1
-
 def newest_valid(
     folder:Path, # Where checkpoints lie; need not exist
     pattern:str='checkpoint-*', # Names of checkpoints, ending in a number
 )->Path|None: # None if none is whole
     "The sealed folder with the highest number that verifies, saying which were skipped and why."
-    for p in sorted(Path(folder).glob(pattern), key=_number, reverse=True):
+    def number(p): return int((re.search(r'\d+$', p.name) or ['-1'])[0])
+    for p in sorted(Path(folder).glob(pattern), key=number, reverse=True):
         if '.tmp-' in p.name: continue
         try: verify(p)
         except Damaged as e: print(f'Skipped {p.name}: {str(e).removeprefix(f"{p}/")}', flush=True)

@@ -25,50 +25,71 @@ def tokenise(
     def encode(rows):
         found = tokenizer(*(rows[c] for c in data.task.sentences), truncation=True, max_length=max_length)
         longest = max(map(len, found['input_ids']))
-        if longest>max_length: raise ValueError(f"max_length={max_length} is too short for {data.task.name}: the tokenizer leaves a row {longest} tokens long")
+        if longest>max_length:
+            raise ValueError(f"max_length={max_length} is too short for {data.task.name}: "
+                             f"the tokenizer leaves a row {longest} tokens long")
         return Dataset.from_dict({**found, 'labels':rows['label'], 'idx':rows['idx']})
-    return {s:hfd.concatenate_datasets([encode(ds[i:i+1000]) for i in range(0, len(ds), 1000)]) for s,ds in data.splits.items()}
+    def whole(ds): return hfd.concatenate_datasets([encode(ds[i:i+1000]) for i in range(0, len(ds), 1000)])
+    return {s:whole(ds) for s,ds in data.splits.items()}
 
 # %% ../nbs/02_rows.ipynb #0b176df6
-def listed(rows):
-    "`rows` of a data set with a length as plain rows; a `Dataset` stays one and loses its format."
-    if isinstance(rows, Mapping): raise ValueError(f"these are splits or columns, {', '.join(map(str, rows))}; give the rows of one split")
-    if not hasattr(rows, '__len__'): raise ValueError(f"a {type(rows).__name__} has no length; give a Dataset or a list of rows")
+def listed(
+    rows, # A data set with a length, or a list of rows
+)->Sequence: # Of rows that have their columns by name
+    "`rows` as plain rows; a `Dataset` stays one and loses its format. What holds no rows is a `ValueError`."
+    if isinstance(rows, Mapping):
+        raise ValueError(f"these are splits or columns, {', '.join(map(str, rows))}; give the rows of one split")
+    if not hasattr(rows, '__len__'):
+        raise ValueError(f"a {type(rows).__name__} has no length; give a Dataset or a list of rows")
     if isinstance(rows, Dataset): rows = rows.with_format(None)
     elif not isinstance(rows, Sequence): rows = [rows[i] for i in range(len(rows))]
     if not len(rows): raise ValueError('there are no rows')
-    if not hasattr(rows[0], 'get'): raise ValueError(f"a row is a {type(rows[0]).__name__}; it must have its columns by name, input_ids among them")
+    if not hasattr(rows[0], 'get'):
+        raise ValueError(f"a row is a {type(rows[0]).__name__}; it must have its columns by name, input_ids among them")
     return rows
 
-def _values(rows, name):
+# %% ../nbs/02_rows.ipynb #5193becb
+def row_name(rows, i:int)->str:
+    """What row `i` is called in a message: by its `idx`, if it has one.
+
+    >>> row_name([dict(input_ids=[5]), dict(input_ids=[6], idx=41)], 1)
+    'row idx=41'
+    """
+    idx = rows[int(i)].get('idx')
+    return f"row {i if idx is None else f'idx={idx}'}"
+
+# %% ../nbs/02_rows.ipynb #64438f86
+def _need(rows, ok:np.ndarray, why:str, *values):
+    "A `ValueError` that names the first row that is not `ok`; `why` is filled in with that row's `values`."
+    if ok.all(): return
+    i = ok.argmin()
+    raise ValueError(f"{row_name(rows, i)} {why.format(*(v[i] for v in values))}")
+
+# %% ../nbs/02_rows.ipynb #153da172
+def _values(rows, name:str)->list:
     "Column `name`, `None` where a row lacks it."
     if isinstance(rows, Dataset): return rows[name][:] if name in rows.column_names else [None]*len(rows)
     return [r.get(name) for r in rows]
 
-def row_name(rows, i:int)->str:
-    "What row `i` is called in a message: by its `idx`, if it has one."
-    idx = rows[int(i)].get('idx')
-    return f"row {i if idx is None else f'idx={idx}'}"
-
-def _need(rows, ok:np.ndarray, why:str, *values):
-    "A `ValueError` that names the first row that is not `ok`; `why` is filled in with that row's `values`."
-    if not ok.all(): raise ValueError(f"{row_name(rows, ok.argmin())} {why.format(*(v[ok.argmin()] for v in values))}")
-
-# %% ../nbs/02_rows.ipynb #153da172
-def _array(x):
+def _array(x)->np.ndarray:
     "`x` as an array, whatever it comes in; without shape and of type object where it is none."
     if isinstance(x, torch.Tensor): x = x.detach().cpu()
     if getattr(x, 'dtype', None) is torch.bfloat16: x = x.float() # which numpy lacks
     try: return np.asarray(x)
     except ValueError: return np.array(None)
 
-def _flat(rows, name):
-    "Column `name`, lists of whole numbers: all of them in one array, and how many each row has; `None` if no row has that column."
-    if isinstance(rows, Dataset) and name in rows.column_names:
-        lists = rows.select_columns(name).with_format('arrow')[:][name]
-        if pa.types.is_integer(getattr(lists.type, 'value_type', None) or pa.null()) and not lists.null_count:
-            flat = pc.list_flatten(lists)
-            if not flat.null_count: return flat.to_numpy().astype('int64'), pc.list_value_length(lists).to_numpy().astype('int64')
+# %% ../nbs/02_rows.ipynb #941ea9e4
+def _from_arrow(rows:Dataset, name:str)->tuple[np.ndarray,np.ndarray]|None:
+    "What `_flat` gives, `None` if the column is not simply lists of whole numbers."
+    lists = rows.select_columns(name).with_format('arrow')[:][name]
+    if lists.null_count or not pa.types.is_integer(getattr(lists.type, 'value_type', None) or pa.null()): return None
+    flat = pc.list_flatten(lists)
+    if not flat.null_count: return tuple(a.to_numpy().astype('int64') for a in (flat, pc.list_value_length(lists)))
+
+# %% ../nbs/02_rows.ipynb #96d3e9ef
+def _flat(rows, name:str)->tuple[np.ndarray,np.ndarray]|None:
+    "Column `name` of whole numbers, end to end, and how many each row has; `None` if no row has that column."
+    if isinstance(rows, Dataset) and name in rows.column_names and (found := _from_arrow(rows, name)): return found
     values = _values(rows, name)
     if all(v is None for v in values): return None
     arrays = [_array(v) for v in values]
@@ -77,61 +98,92 @@ def _flat(rows, name):
     return np.concatenate(arrays).astype('int64'), np.array([len(a) for a in arrays])
 
 # %% ../nbs/02_rows.ipynb #6845ec86
-_fill = dict(input_ids=None, attention_mask=0, token_type_ids=0) # What padding consists of; `input_ids` get the tokenizer's
+def places(
+    lengths:np.ndarray, # Tokens of each row, (n,)
+)->np.ndarray: # (tokens,)
+    """The place of each token in its row, for rows end to end.
 
-def places(lengths:np.ndarray)->np.ndarray:
-    "The place of each token in its row, for rows end to end."
+    >>> places(np.array([3, 2])).tolist()
+    [0, 1, 2, 0, 1]
+    """
     return np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths)-lengths, lengths)
 
-def tokens(
-    rows, # A data set with a length, or a list of rows; `attention_mask` and `token_type_ids` may be missing
-)->tuple[dict[str,np.ndarray],np.ndarray]: # All values of each column end to end; how many each row has, (n,)
-    "What a model gets to see of `rows`, without padding at the end. The first row that makes no sense is a `ValueError`."
-    rows = listed(rows)
+# %% ../nbs/02_rows.ipynb #c54de0a7
+_fill = dict(input_ids=None, attention_mask=0, token_type_ids=0) # Padding; None is the tokenizer's
+
+def _columns(rows)->tuple[dict[str,np.ndarray],np.ndarray]:
+    "The columns of `rows` that a model reads, end to end, and the length of each row, in which they agree."
     found = {k:c for k in _fill if (c := _flat(rows, k))}
-    if 'input_ids' not in found: raise ValueError(f"the rows have no input_ids, only {', '.join(map(str, rows[0]))}; tokenise them first")
+    if 'input_ids' not in found:
+        raise ValueError(f"the rows have no input_ids, only {', '.join(map(str, rows[0]))}; tokenise them first")
     ids,n = found['input_ids']
     _need(rows, n>0, 'has no tokens')
     for k,(v,m) in found.items(): _need(rows, m==n, f'has {{}} values in {k} for {{}} in input_ids', m, n)
     found.setdefault('attention_mask', (np.ones_like(ids),n))
-    flat,starts = {k:found[k][0] for k in _fill if k in found},np.cumsum(n)-n
+    return {k:found[k][0] for k in _fill if k in found},n
+
+# %% ../nbs/02_rows.ipynb #d053b2e9
+def tokens(
+    rows, # A data set with a length, or a list of rows; `attention_mask` and `token_type_ids` may be missing
+)->tuple[dict[str,np.ndarray],np.ndarray]: # All values of each column end to end; how many each row has, (n,)
+    """What a model gets to see of `rows`, without padding at the end.
+
+    The first row that makes no sense is a `ValueError` that names it.
+
+    >>> tokens([dict(input_ids=[5, 6, 0], attention_mask=[1, 1, 0])])[0]['input_ids'].tolist()
+    [5, 6]
+    """
+    rows = listed(rows)
+    flat,n = _columns(rows)
+    starts = np.cumsum(n)-n
     for k,v in flat.items():
-        bad = (v<0) | (v>1) if k=='attention_mask' else v<0
-        if bad.any(): _need(rows, ~np.logical_or.reduceat(bad, starts), f"has {v[bad][0]} in {k}, expected {'0 or 1' if k=='attention_mask' else 'nothing below 0'}")
+        bad,right = ((v<0)|(v>1),'0 or 1') if k=='attention_mask' else (v<0,'nothing below 0')
+        if bad.any(): _need(rows, ~np.logical_or.reduceat(bad, starts), f'has {v[bad][0]} in {k}, expected {right}')
     if (mask := flat['attention_mask']).all(): return flat,n
-    _need(rows, mask[starts]==1, "has a masked first token; padding belongs at the end (tokenizer.padding_side='right')")
+    _need(rows, mask[starts]==1,
+          "has a masked first token; padding belongs at the end (tokenizer.padding_side='right')")
     lengths = np.maximum.reduceat(np.where(mask, places(n)+1, 0), starts)
     keep = places(n) < np.repeat(lengths, n)
     return {k:v[keep] for k,v in flat.items()},lengths
 
 # %% ../nbs/02_rows.ipynb #d2512636
-def _labels(rows):
-    "`labels` of a batch: (N,), long for classes and float for scores, or (N, C) in float where each row has several; empty without any."
+def _is_label(y:np.ndarray)->bool:
+    return not (np.isnan(y).all() or y.ndim==0 and y.dtype.kind in 'iu' and y<0)
+
+# %% ../nbs/02_rows.ipynb #609b87c4
+def _labels(rows)->dict[str,torch.Tensor]:
+    "`labels` of a batch: (N,), long for classes and float for scores, or (N, C) in float; empty without any."
     name = next((k for k in ('labels','label','label_ids') if any(r.get(k) is not None for r in rows)), None)
     values = _values(rows, name)
+    def need(ok, why): _need(rows, np.array(ok), f'has {name} {why}', values)
     found = [_array(np.nan if v is None else v) for v in values]
     found = [y[()].reshape(()) if y.size==1 else y for y in found] # a list of one is that one
-    _need(rows, np.array([y.ndim<2 and y.size>0 and y.dtype.kind in 'biuf' for y in found]), f'has {name} {{!r:.80}}, expected a number or a list of them', values)
-    some = np.array([not (np.isnan(y).all() or y.ndim==0 and y.dtype.kind in 'iu' and y<0) for y in found])
-    if not some.any(): return {}
-    _need(rows, some, f'has {name} {{}}, which is none, beside rows that have one; give all rows a label, or remove the column {name}', values)
-    _need(rows, np.array([y.shape==found[0].shape for y in found]), f'has {name} {{!r:.80}}, of another length than the rows beside it', values)
+    numbers = [y.ndim<2 and y.size>0 and y.dtype.kind in 'biuf' for y in found]
+    need(numbers, '{!r:.80}, expected a number or a list of them')
+    some = [_is_label(y) for y in found]
+    if not any(some): return {}
+    need(some, f'{{}}, which is none, beside rows that have one; give all rows a label, or remove the column {name}')
+    need([y.shape==found[0].shape for y in found], '{!r:.80}, of another length than the rows beside it')
     y = np.stack(found)
-    _need(rows, np.isfinite(y).reshape(len(rows), -1).all(1), f'has {name} {{}}', values)
+    need(np.isfinite(y).reshape(len(rows), -1).all(1), '{}')
     return {'labels':torch.from_numpy(y.astype('int64' if y.ndim==1 and y.dtype.kind in 'biu' else 'float32'))}
 
 # %% ../nbs/02_rows.ipynb #1ab7a680
-def row_idx(rows)->np.ndarray|None:
-    "The `idx` of each row, (n,); `None` unless all have one."
+def row_idx(
+    rows, # As for `tokens`
+)->np.ndarray|None: # (n,); `None` unless all rows have one
+    "The `idx` of each row; one that is no whole number is a `ValueError`."
     values = _values(rows, 'idx')
     if any(v is None for v in values): return None
     found = [_array(v) for v in values]
-    whole = np.array([i.size==1 and i.dtype.kind in 'iu' for i in found])
-    if not whole.all(): raise ValueError(f"row {whole.argmin()} has idx {values[whole.argmin()]!r:.80}, expected a whole number; rename or remove that column")
-    return np.array([i.item() for i in found], 'int64')
+    for i,y in enumerate(found):
+        if y.size!=1 or y.dtype.kind not in 'iu':
+            raise ValueError(f"row {i} has idx {values[i]!r:.80}, expected a whole number; "
+                             "rename or remove that column")
+    return np.array([y.item() for y in found], 'int64')
 
 # %% ../nbs/02_rows.ipynb #95f481a2
-def _collate(rows, pad_token_id, length):
+def _collate(rows, pad_token_id:int, length:int|None)->dict[str,torch.Tensor]:
     rows = listed(rows)
     flat,n = tokens(rows)
     width = n.max() if length is None else length
@@ -143,10 +195,19 @@ def _collate(rows, pad_token_id, length):
         batch[k] = torch.from_numpy(x)
     return {**batch, **_labels(rows), **({} if idx is None else {'idx':torch.from_numpy(idx)})}
 
+# %% ../nbs/02_rows.ipynb #7bf368c8
 def collate(
     pad_token_id:int, # The tokenizer's
     length:int=None, # Positions of every batch; the longest row of each if None
 )->Callable: # `collate_fn` of a `DataLoader`
-    "Pad rows and stack them: `input_ids`, `attention_mask`, `token_type_ids` if they have them, `labels` if they have any, `idx` if they all have one."
+    """Pad rows and stack them, as tensors (rows, positions).
+
+    A batch has `input_ids`, `attention_mask`, `token_type_ids` if the rows have them, `labels` if they have any,
+    (rows,) or (rows, classes), and `idx` if they all have one. A row that makes no sense, or does not fit,
+    is a `ValueError`.
+
+    >>> collate(0, 4)([dict(input_ids=[5, 6, 7]), dict(input_ids=[8, 9])])['input_ids'].tolist()
+    [[5, 6, 7, 0], [8, 9, 0, 0]]
+    """
     if pad_token_id is None: raise ValueError("pad_token_id is None: this tokenizer has no padding token, give it one")
     return bind(_collate, pad_token_id=pad_token_id, length=length)

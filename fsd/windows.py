@@ -18,20 +18,30 @@ from torch import Tensor
 from .job import NonFinite
 
 # %% ../nbs/16_windows.ipynb #fcc75389
-def rightwards(tokenizer:Callable)->Callable:
-    "`tokenizer`, made to cut and pad on the right, as positions are counted from the left here; itself stays as it is."
+def rightwards(
+    tokenizer:Callable, # Of transformers; stays as it is
+)->Callable:
+    "A copy of `tokenizer` that cuts and pads on the right, as positions are counted from the left here."
     new = copy.copy(tokenizer)
     new.padding_side = new.truncation_side = 'right'
     return new
 
+# %% ../nbs/16_windows.ipynb #c0aa5150
 def _short(questions:list[str], tokenizer:Callable, most:int)->list[str]:
     "Questions without white space around them, cut to `most` tokens."
     questions = [q.strip() for q in questions]
-    offsets = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=most, return_offsets_mapping=True)['offset_mapping']
-    return [q[:o[-1][1]] if o else q for q,o in zip(questions, offsets)]
+    found = tokenizer(questions, add_special_tokens=False, truncation=True, max_length=most,
+                      return_offsets_mapping=True)
+    return [q[:o[-1][1]] if o else q for q,o in zip(questions, found['offset_mapping'])]
 
-def _span(offsets:list, answers:dict, cls:int, first:bool, last:bool)->tuple[int,int]:
-    "First and last token of the first answer; `cls` twice if the window does not hold all of it. `offsets` are (-1, -1) outside of the context; is the window its `first`, its `last`?"
+# %% ../nbs/16_windows.ipynb #c2d11d31
+def _span(
+    offsets:list, # Of each token of the window, (start, end) in the context; (-1, -1) outside of it
+    answers:dict, # Of the question
+    cls:int, # Place of `[CLS]`
+    first:bool, last:bool, # Is the window the first of its context, the last?
+)->tuple[int,int]:
+    "First and last token of the first answer; `cls` twice if the window does not hold all of it."
     if not answers['text']: return cls,cls
     text,start = answers['text'][0],answers['answer_start'][0]
     start,end = start+len(text)-len(text.lstrip()),start+len(text.rstrip())
@@ -51,13 +61,35 @@ def _portions(rows:Dataset, most:int=200_000)->Iterator[tuple[int,dict]]:
                 first,size = j,0
             size += n
 
-def _no_room(tokenizer:Callable, max_length:int, stride:int, max_question:int)->str|None:
-    "Why there are no windows like that, if there are none."
-    if not getattr(tokenizer, 'is_fast', False): return f'{type(tokenizer).__name__} is not a fast tokenizer: it does not say which characters a token stands for'
-    if lacks := [n for n in ('cls_token','pad_token') if getattr(tokenizer, f'{n}_id') is None]: return f'{type(tokenizer).__name__} has no {lacks[0]}, which marks that there is no answer, or fills up what is short'
+# %% ../nbs/16_windows.ipynb #2ef87962
+def _check_room(tokenizer:Callable, max_length:int, stride:int, max_question:int):
+    "A `ValueError` if there are no windows like that."
+    name = type(tokenizer).__name__
+    if not getattr(tokenizer, 'is_fast', False):
+        raise ValueError(f'{name} is not a fast tokenizer: it does not say which characters a token stands for')
+    for n in ('cls_token','pad_token'):
+        if getattr(tokenizer, f'{n}_id') is None:
+            raise ValueError(f'{name} has no {n}, which marks that there is no answer, or fills up what is short')
     room = max_length-max_question-tokenizer.num_special_tokens_to_add(pair=True)
-    if stride>=room: return f'max_length={max_length} leaves {room} tokens for the context behind a question of max_question={max_question}; stride={stride} must be fewer'
+    if stride>=room:
+        raise ValueError(f'max_length={max_length} leaves {room} tokens for the context behind a question of '
+                         f'max_question={max_question}; stride={stride} must be fewer')
 
+# %% ../nbs/16_windows.ipynb #9c07cf21
+def _cut(part:dict, first:int, tokenizer:Callable, max_length:int, stride:int, max_question:int)->Iterator[dict]:
+    "The windows of a portion, whose first row is number `first`."
+    found = tokenizer(_short(part['question'], tokenizer, max_question), part['context'], truncation='only_second',
+                      max_length=max_length, stride=stride, return_overflowing_tokens=True, return_offsets_mapping=True)
+    of = found.pop('overflow_to_sample_mapping')
+    offsets = found.pop('offset_mapping')
+    for k,i in enumerate(of):
+        seen = {name:values[k] for name,values in found.items()}
+        at = [o if s==1 else (-1,-1) for o,s in zip(offsets[k], found.sequence_ids(k))]
+        cls = seen['input_ids'].index(tokenizer.cls_token_id)
+        start,end = _span(at, part['answers'][i], cls, k==0 or of[k-1]!=i, of[k+1:k+2]!=[i])
+        yield seen | dict(start_positions=start, end_positions=end, row=first+i, offsets=np.array(at, dtype=np.int32))
+
+# %% ../nbs/16_windows.ipynb #d4f55174
 def windows(
     rows:Dataset, # Questions, as `squad_rows` has them
     tokenizer:Callable, # A fast tokenizer of transformers
@@ -65,19 +97,19 @@ def windows(
     stride:int=128, # Tokens of the context that neighbouring windows share
     max_question:int=64, # Tokens kept of a question
     places:bool=True, # Also `row` and `offsets`, which answers are read off with and training has no use for
-)->Dataset: # What a model reads, `start_positions`, `end_positions`; number of the `row`, `offsets` of each token in the context, (-1, -1) outside
-    "Every question with every window of its context."
-    if why := _no_room(tokenizer, max_length, stride, max_question): raise ValueError(why)
+)->Dataset:
+    """Every question with every window of its context, a row each.
+
+    A row has what a model reads, `start_positions` and `end_positions`, the number of its question's `row`, and the
+    `offsets` of each token in the context, (-1, -1) outside of it. A tokenizer that is not fast, and a `stride` that
+    leaves no room, are a `ValueError`.
+    """
+    _check_room(tokenizer, max_length, stride, max_question)
     tokenizer = rightwards(tokenizer)
-    def encode(part, first):
-        found = tokenizer(_short(part['question'], tokenizer, max_question), part['context'], truncation='only_second', max_length=max_length, stride=stride,
-                          return_overflowing_tokens=True, return_offsets_mapping=True)
-        of = found.pop('overflow_to_sample_mapping')
-        offsets = [[o if s==1 else (-1,-1) for o,s in zip(found['offset_mapping'][k], found.sequence_ids(k))] for k in range(len(of))]
-        spans = [_span(offsets[k], part['answers'][i], found['input_ids'][k].index(tokenizer.cls_token_id), k==0 or of[k-1]!=i, of[k+1:k+2]!=[i]) for k,i in enumerate(of)]
-        where = dict(row=[first+i for i in of], offsets=[np.array(o, dtype=np.int32) for o in offsets]) if places else {}
-        return Dataset.from_dict({k:v for k,v in found.items() if k!='offset_mapping'} | dict(start_positions=[s for s,_ in spans], end_positions=[e for _,e in spans]) | where)
-    return hfd.concatenate_datasets([encode(part, first) for first,part in _portions(rows)])
+    def cut(first, part):
+        found = Dataset.from_list([*_cut(part, first, tokenizer, max_length, stride, max_question)])
+        return found if places else found.remove_columns(['row','offsets'])
+    return hfd.concatenate_datasets([cut(first, part) for first,part in _portions(rows)])
 
 # %% ../nbs/16_windows.ipynb #16ebcd98
 def best_spans(
@@ -87,15 +119,22 @@ def best_spans(
     longest:int=30, # Tokens of an answer
     n:int=20, # How many
 )->list[tuple[float,int,int]]: # Score, first and last token; best first, fewer than `n` if there are no more
-    "The `n` best spans of one window."
+    """The `n` best spans of one window.
+
+    >>> start,end = torch.tensor([0., 2, 1, 0]),torch.tensor([0., 0, .5, 2])
+    >>> best_spans(start, end, torch.tensor([False, True, True, True]), longest=2, n=2)
+    [(3.0, 2, 3), (2.5, 1, 2)]
+    """
     at = context.nonzero()[:,0]
     if not len(at): return []
     band = max(1, min(longest, len(at)))
-    def ahead(x, beyond): return F.pad(x, (0, band-1), value=beyond).unfold(0, band, 1) # (tokens, band): each and those behind it
+    def ahead(x, beyond): # (tokens, band): each token and those behind it
+        return F.pad(x, (0, band-1), value=beyond).unfold(0, band, 1)
     score = start[at].float()[:,None] + ahead(end[at].float(), -math.inf)
     score = score.masked_fill(ahead(at, 0)-at[:,None]>=longest, -math.inf).flatten()
     top = score.topk(min(n, len(score)))
-    return [(v, int(at[k//band]), int(at[k//band+k%band])) for v,k in zip(top.values.tolist(), top.indices.tolist()) if v>-math.inf]
+    best = ((v, *divmod(k, band)) for v,k in zip(top.values.tolist(), top.indices.tolist()) if v>-math.inf)
+    return [(v, int(at[i]), int(at[i+width])) for v,i,width in best]
 
 # %% ../nbs/16_windows.ipynb #20f5168f
 @dataclass(frozen=True)
@@ -105,6 +144,14 @@ class Answer:
     null:float # Score of no answer minus that of the best span
     best:list[tuple[str,float]] # Spans and scores, best first
 
+def _choose(context:str, spans:dict[tuple[int,int],float], null:float, n:int, threshold:float|None)->Answer:
+    "The answer to a question of whose `context` these `spans` of characters have scores."
+    best = [(context[i:j], v) for (i,j),v in sorted(spans.items(), key=lambda s: -s[1])[:n]]
+    if not best: return Answer('', math.inf, best)
+    over = null-best[0][1]
+    return Answer('' if threshold is not None and over>threshold else best[0][0], over, best)
+
+# %% ../nbs/16_windows.ipynb #bdf19ea1
 def answers(
     rows:Dataset, # Questions
     found:Dataset, # Their `windows`
@@ -114,18 +161,20 @@ def answers(
     n:int=20, # Spans looked at in each window, and given back
     threshold:float|None=None, # How much better than the best span no answer must be; None always answers
 )->dict[str,Answer]: # By question id
-    "The best answers to every question over its windows."
+    """The best answers to every question over its windows.
+
+    Scores that are not all finite are a `NonFinite`, since they mark no answer.
+    """
     spans,null = [{} for _ in rows],[math.inf]*len(rows)
     for w,(start,end) in zip(found, logits, strict=True):
-        if not (start.isfinite().all() and end.isfinite().all()): raise NonFinite(f"question {rows[w['row']]['id']}: the model's scores are not all finite, so that they mark no answer; a lower lr may help")
+        row = w['row']
+        if not (start.isfinite().all() and end.isfinite().all()):
+            raise NonFinite(f"question {rows[row]['id']}: the model's scores are not all finite, "
+                            'so that they mark no answer; a lower lr may help')
         cls = w['input_ids'].index(cls_token_id)
-        null[w['row']] = min(null[w['row']], float(start[cls]+end[cls]))
+        null[row] = min(null[row], float(start[cls]+end[cls]))
         at = torch.tensor(w['offsets'])
         for score,i,j in best_spans(start[:len(at)], end[:len(at)], at[:,1]>at[:,0], longest, n):
             where = (int(at[i,0]), int(at[j,1]))
-            spans[w['row']][where] = max(score, spans[w['row']].get(where, -math.inf))
-    def choose(row, o, null):
-        best = [(row['context'][i:j], v) for (i,j),v in sorted(o.items(), key=lambda s: -s[1])[:n]]
-        over = null-best[0][1] if best else math.inf
-        return Answer('' if not best or threshold is not None and over>threshold else best[0][0], over, best)
-    return {r['id']:choose(r, o, x) for r,o,x in zip(rows, spans, null)}
+            spans[row][where] = max(score, spans[row].get(where, -math.inf))
+    return {r['id']:_choose(r['context'], s, v, n, threshold) for r,s,v in zip(rows, spans, null)}
