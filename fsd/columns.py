@@ -166,7 +166,6 @@ def check_classes(
 ):
     "A `ValueError` if there is nothing to learn, or a class that cannot be learned."
     counts = rows['label'].value_counts()
-    if not len(counts): raise ValueError("no row has a label")
     if len(counts)==1:
         raise ValueError(f"{rows['at'].iloc[0]}: this and the {len(rows)-1} other labelled rows "
                          f"all have the label {_word(counts.index[0])!r}; there is nothing to learn")

@@ -179,6 +179,7 @@ def of_dataset(
     columns = {c:ds[c][:] for c,kind in kinds.items() if isinstance(kind, (Value,ClassLabel))}
     return Table(name, columns, names={c:kinds[c].names for c in columns if isinstance(kinds[c], ClassLabel)})
 
+# %% ../nbs/02_files.ipynb #0703b7fc
 def of_frame(
     df:pd.DataFrame, # Any
     name:str, # What messages call it
@@ -187,7 +188,7 @@ def of_frame(
     df = df.astype(object).where(df.notna(), None)
     return Table(name, {str(c):df.iloc[:,j].tolist() for j,c in enumerate(df.columns)})
 
-# %% ../nbs/02_files.ipynb #0703b7fc
+# %% ../nbs/02_files.ipynb #572d2c25
 def read_parquet(path:Path)->Table:
     "The rows of a Parquet file."
     try: table = pq.ParquetFile(path).read()
@@ -200,7 +201,7 @@ def read_parquet(path:Path)->Table:
         if pa.types.is_dictionary(kind): table = table.set_column(i, name, table.column(i).cast(kind.value_type))
     return of_dataset(Dataset(table), str(path))
 
-# %% ../nbs/02_files.ipynb #5f9ea79d
+# %% ../nbs/02_files.ipynb #b47a4d30
 readers = {'.csv':read_csv, '.tsv':read_csv, '.jsonl':read_json_rows, '.ndjson':read_json_rows, '.json':read_json_rows,
            '.parquet':read_parquet}
 
@@ -208,6 +209,7 @@ def suffix_of(path:Path)->str:
     "The ending that says what a file is: `.csv` of `a.csv` and of `a.csv.gz`."
     return Path(path.stem).suffix.lower() if path.suffix=='.gz' else path.suffix.lower()
 
+# %% ../nbs/02_files.ipynb #b815c3d9
 def read_table(
     path:str|Path, # Ends in one of `readers`
     quotes:bool=True, # Of CSV and TSV: may a field stand in quotes?

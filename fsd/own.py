@@ -58,7 +58,6 @@ def check_splits(
     classes:bool, # Are labels classes?
 ):
     "A `ValueError` or a warning where two splits do not fit each other."
-    if not len(validation): raise ValueError("no validation row has a label, so nothing can be judged")
     if classes: _unlike(train, validation)
     elif validation['label'].nunique()==1: warnings.warn("all validation rows have one score: every correlation is 0")
     seen = dict(zip(_said(train), train['at']))
@@ -243,11 +242,15 @@ def _brought(found, label)->tuple[str,...]:
 def _labelled(found, texts, label, kind):
     "All rows of `all`, `train` and `validation`, their labels in words or scores, and the names of classes."
     brought = _brought(found, label)
+    for t in (t for ts in found.values() for t in ts):
+        if not len(t): raise ValueError(f"{t.name}: no rows")
     tables = [rows_of(t, texts, label).assign(split=s) for s,ts in found.items() for t in ts]
     rows = pd.concat(tables, ignore_index=True)
     if not brought: rows = clean_labels(rows)
+    for _,part in rows.groupby('split'):
+        if not part['label'].notna().any():
+            raise ValueError(f"{part['at'].iloc[0]} and all rows after it have no label in column {label!r}")
     labels = rows['label'].dropna()
-    if not len(labels): raise ValueError(f"{rows['at'][0]} and all rows after it have no label in column {label!r}")
     names = brought or label_names_of(labels, kind)
     if names: rows['label'] = labels.map(_word)
     return rows.astype(object).where(rows.notna(), None), names
