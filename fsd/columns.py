@@ -56,18 +56,19 @@ def _one(table, found, what):
 # %% ../nbs/02_columns.ipynb #8f916f02
 def guess_texts(table:Table, label:str|None=None)->tuple[str,...]:
     "The one or two columns that hold the text, by their names, else by what they hold."
-    plain = {_plain(c):c for c in table.columns if c!=label}
+    rest = [c for c in table.columns if c!=label]
+    plain = {_plain(c):c for c in rest}
     pairs = [tuple(plain[n] for n in p) for p in pair_columns if plain.keys()>=set(p)]
-    single = [(plain[n],) for n in text_columns if n in plain and not any(plain[n] in p for p in pairs)]
-    other = [(c,) for c in plain.values() if looks(table.columns[c])[0]=='texts']
+    single = [(c,) for c in rest if _plain(c) in text_columns and not any(c in p for p in pairs)]
+    other = [(c,) for c in rest if looks(table.columns[c])[0]=='texts']
     return _one(table, pairs+single or other, 'text')
 
 # %% ../nbs/02_columns.ipynb #8195697e
 def guess_label(table:Table, texts:tuple[str,...])->str:
     "The column that holds the label, by its name, else by what it holds."
-    rest = {_plain(c):c for c in table.columns if c not in texts}
-    return _one(table, [rest[n] for n in label_columns if n in rest]
-                or [c for c in rest.values() if looks(table.columns[c])[0] in ('numbers','words')], 'label')
+    rest = [c for c in table.columns if c not in texts]
+    return _one(table, [c for c in rest if _plain(c) in label_columns]
+                or [c for c in rest if looks(table.columns[c])[0] in ('numbers','words')], 'label')
 
 # %% ../nbs/02_columns.ipynb #d9a77761
 def columns_of(
@@ -90,7 +91,7 @@ def columns_of(
 def _text(value, column, place):
     if empty(value): raise ValueError(f"{place}: no text in column {column!r}")
     if not isinstance(value, str): raise ValueError(f"{place}: column {column!r} has {value!r:.40} and not a text")
-    if any('\ud800'<=c<='\udfff' for c in value): raise ValueError(f"{place}: half a character in column {column!r}")
+    if re.search('[\ud800-\udfff]', value): raise ValueError(f"{place}: half a character in column {column!r}")
     return value
 
 # %% ../nbs/02_columns.ipynb #c2f33aaf

@@ -7,7 +7,7 @@ __all__ = ['readers', 'Table', 'read_text', 'read_csv', 'read_json_rows', 'of_da
            'read_table']
 
 # %% ../nbs/02_files.ipynb #0d7a4f1b
-import codecs, csv, gzip, io, json, re, zlib
+import codecs, csv, gzip, io, json, os, re, zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +84,8 @@ def _check_header(path, header, rows):
     for name in header:
         if name and (n := header.count(name))>1:
             raise ValueError(f"{path}:1: {n} columns are called {name!r}; give each its own name")
+    if again := [line for line,fields in rows if [f.strip() for f in fields]==header]:
+        raise ValueError(f"{path}:{again[0]}: the names of the columns stand here again; two files in one?")
     def is_number(name): return name.lstrip('+-').replace('.', '', 1).isdigit()
     def is_below(j, name): return any(fields[j].strip()==name for _,fields in rows)
     if any(name and (is_number(name) or is_below(j, name)) for j,name in enumerate(header)):
@@ -185,8 +187,10 @@ def of_frame(
     name:str, # What messages call it
 )->Table: # What pandas calls missing is `None`
     "The columns of `df`."
+    names = [str(c) for c in df.columns]
+    if twice := [n for n in names if names.count(n)>1]: raise ValueError(f"{name}: two columns are called {twice[0]!r}")
     df = df.astype(object).where(df.notna(), None)
-    return Table(name, {str(c):df.iloc[:,j].tolist() for j,c in enumerate(df.columns)})
+    return Table(name, {c:df.iloc[:,j].tolist() for j,c in enumerate(names)})
 
 # %% ../nbs/02_files.ipynb #572d2c25
 def read_parquet(path:Path)->Table:
@@ -224,7 +228,7 @@ def read_table(
     >>> read_table(path).columns
     {'text': ['Fine.', 'Dull.'], 'stars': [4, 1]}
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if suffix_of(path) not in readers:
         raise ValueError(f"{path}: a file ends in {', '.join(readers)}, or .csv.gz and the like; save a sheet as CSV (UTF-8)")
     if not path.is_file(): raise FileNotFoundError(f"{path} is not there")

@@ -7,7 +7,7 @@ __all__ = ['measures', 'usual', 'split_words', 'openings', 'verdicts', 'example'
            'OwnTask', 'split_of', 'by_split', 'tables_of', 'OwnData', 'check_name', 'own_data', 'made_up_reviews']
 
 # %% ../nbs/02_own.ipynb #7cbc7940
-import hashlib, json, re, warnings
+import hashlib, json, os, re, warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -155,7 +155,8 @@ def _in_folder(path, quotes):
     "Tables of a folder, and where they come from in words."
     if not any((path/f).exists() for f in ('dataset_dict.json','state.json')):
         files = by_split({p.name:p for p in path.iterdir() if suffix_of(p) in readers}, str(path))
-        return {s:[read_table(p, quotes) for p in ps] for s,ps in files.items() if s!='test'}, f'the folder {path.name}'
+        tables = {s:[] if s=='test' else [read_table(p, quotes) for p in ps] for s,ps in files.items()}
+        return tables, f'the folder {path.name}'
     try: saved = hfd.load_from_disk(str(path))
     except Exception as e: raise ValueError(f"{path}: datasets cannot read what was saved there ({e})") from e
     return _tables(saved, path.name), f'what datasets saved in {path.name}'
@@ -175,7 +176,7 @@ def tables_of(
 )->tuple[dict[str,list[Table]],str]: # Tables by split, `all` where there is only one; where they come from in words
     "What there is, as it stands. A name on the hub may go on with a configuration: `owner/name:configuration`."
     if not isinstance(data, (str,Path)): return _tables(data, 'data'), 'memory'
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if path.is_dir(): return _in_folder(path, quotes)
     if path.is_file() or suffix_of(path) in readers: return {'all':[read_table(path, quotes)]}, path.name
     if re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?', str(data)): return _on_hub(str(data))
@@ -251,7 +252,8 @@ def _labelled(found, texts, label, kind):
         if not part['label'].notna().any():
             raise ValueError(f"{part['at'].iloc[0]} and all rows after it have no label in column {label!r}")
     labels = rows['label'].dropna()
-    names = brought or label_names_of(labels, kind)
+    names = label_names_of(labels, kind)
+    names = brought or names
     if names: rows['label'] = labels.map(_word)
     return rows.astype(object).where(rows.notna(), None), names
 
@@ -271,7 +273,7 @@ def _split(rows, names, share, seed):
 def check_name(name:str):
     "A `ValueError` unless `name` can be that of a new task."
     if name in tasks: raise ValueError(f"{name!r} is a task of GLUE; give your own another name")
-    if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    if not re.fullmatch('[a-z][a-z0-9_]*', str(name)):
         raise ValueError(f"a task called {name!r}; give a name of small letters, digits and _")
 
 def _rarer(train, names)->int:
@@ -303,8 +305,9 @@ def own_data(
     """
     check_name(name)
     found,origin = tables_of(data, quotes)
-    apart = found.pop('unlabelled', []) + ([] if unlabelled is None else tables_of(unlabelled, quotes)[0]['all'])
-    found.pop('test', None)
+    apart = found.pop('unlabelled', [])
+    if unlabelled is not None: apart = sum(tables_of(unlabelled, quotes)[0].values(), apart)
+    if found.pop('test', None) is not None: origin += ', without its test split'
     texts,label = columns_of(next(iter(found.values()))[0], text, text_pair, label)
     rows,names = _labelled(found, texts, label, kind)
     without = pd.concat([rows[rows['label'].isna()], *(rows_of(t, texts, None) for t in apart)], ignore_index=True)

@@ -79,6 +79,7 @@ WHOLES = dict(
 def test_the_same_splits_are_the_same_data_from_every_place(whole, tmp_path):
     data = own_data(WHOLES[whole](tmp_path))
     assert data.fingerprint==own_data(splits()).fingerprint and data.task.sizes==dict(train=8, validation=2)
+    assert ('without its test split' in data.where)==(whole=='files')
     assert (data.source, data.complete, data.partial, data.task.dev)==('own', True, False, ('validation',))
 
 def test_a_name_on_the_hub_is_loaded_or_refused_in_a_sentence(monkeypatch, tmp_path):
@@ -138,6 +139,7 @@ def test_rows_without_a_label_are_kept_apart(tmp_path):
     (tmp_path/'more.jsonl').write_text('{"text": "One more."}\n{"text": "And one."}')
     more = own_data(df, unlabelled=tmp_path/'more.jsonl')
     assert more.unlabelled['text'][:]==[*TEXTS[8:], 'One more.', 'And one.'] and more.unlabelled['idx'][:]==[0,1,2,3]
+    assert len(own_data(df, unlabelled=splits()).unlabelled)==12
     assert more.fingerprint==data.fingerprint, 'no teacher learns from them'
     assert own_data(frame()).unlabelled is None
     assert len(own_data(splits() | dict(unsupervised=frame(label=-1))).unlabelled)==10
@@ -197,6 +199,8 @@ BROKEN = { # name of the file, its text, what is said
     'no header':('a.csv', GOOD.split('\n', 1)[1], "a.csv:1: 'Fine., pos' looks like a row and not like names of columns"),
     'no header before scores':('a.csv', 'Fine.,0.5\nDull.,-1.5\n', "a.csv:1: 'Fine., 0.5' looks like a row"),
     'one name twice':('a.csv', 'text,text,label\na,b,c\n', "a.csv:1: 2 columns are called 'text'"),
+    'a header twice':('a.csv', GOOD+GOOD, 'a.csv:6: the names of the columns stand here again; two files in one'),
+    'names that differ in capitals only':('a.csv', GOOD.replace('text,', 'Text,text,').replace('.,', '.,Other.,').replace('y.",','y.",Other.,'), "a.csv: the text could be 'Text' or 'text'"),
     'one name twice in JSON':('a.jsonl', in_json(ROWS[0], '{"text": "a", "text": "b"}'), r"a.jsonl:2: no row in JSON \('text' stands twice"),
     'a comma too many':('a.csv', GOOD.replace('Dull.', 'Dull, so dull.'), 'a.csv:3: 3 fields where the first line has 2, text, label; put a text with commas in quotes'),
     'a field too few':('a.csv', GOOD.replace('Dull.,neg', 'Dull.'), 'a.csv:3: 1 fields where the first line has 2'),
@@ -228,7 +232,7 @@ BROKEN = { # name of the file, its text, what is said
     'capitals':('a.csv', GOOD.replace('Bad.,neg', 'Bad.,Neg'), "a.csv:3: labels 'neg' and 'Neg' differ in capitals only"),
     'no label':('a.csv', 'text,label\na,\nb,\n', "a.csv:2 and all rows after it have no label in column 'label'"),
     'no label column':('a.csv', 'text\na\nb\n', 'a.csv: no column is known to be the label; name it with label='),
-    'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'score' or 'stars'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
+    'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'stars' or 'score'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
     'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "30 whole numbers from 0 to 29: say kind='scores' or kind='classes'"),
     'a spreadsheet':('a.xlsx', 'PK', 'a.xlsx: a file ends in .csv, .*save a sheet as CSV')}
 
@@ -274,6 +278,9 @@ SPLITS = {
     'no rows at all':(frame()[:0], {}, 'data: no rows'),
     'no data':(dict(train=['Fine.'], dev=frame()), {}, 'train is a list; data are a file'),
     'a share above one':(frame(), dict(share=20), 'share=20 of the rows'),
+    'one name twice':(pd.DataFrame([['a','b','c']]*2, columns=['text','text','label']), {}, "data: two columns are called 'text'"),
+    'scores out of label names':(hfd.Dataset.from_dict(dict(text=TEXTS, label=[0,1]*5), features=typed), dict(kind='scores'), "but labels are words such as 'neg'"),
+    'another kind':(frame(), dict(kind='class'), "unknown kind 'class'; did you mean 'classes'"),
     'a name that is not there':(frame(), dict(label='lable'), "unknown column label= 'lable'; did you mean 'label'"),
     'one column for both':(frame(), dict(text='label', label='label'), "the same column, 'label'"),
     'a metric of another kind':(frame(), dict(metric='pearson'), "unknown metric 'pearson'. Known: accuracy, f1"),
@@ -287,7 +294,7 @@ def test_what_does_not_fit_is_said(fault):
     with pytest.raises(ValueError, match=message): own_data(data, **how)
 
 def test_files_that_are_not_there_are_said(tmp_path):
-    for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', 'is no file and no folder here'):
+    for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', 'is no file and no folder here'), ('~nobody-of-this-name/a', 'is no file and no folder here'):
         with pytest.raises(FileNotFoundError, match=why): own_data(data)
     with pytest.raises(ValueError, match='nothing is called train; there is nothing'): own_data(tmp_path)
 
