@@ -1,0 +1,339 @@
+"""Data of one's own as they are met in practice: every form they come in, every way a file can be broken."""
+import codecs, gzip, json, random, warnings
+from pathlib import Path
+import datasets as hfd
+import numpy as np, pandas as pd
+import pyarrow as pa, pyarrow.parquet as pq
+import pytest
+import torch
+from fsd import own
+from fsd.files import read_table
+from fsd.glue import scores
+from fsd.own import example, made_up_reviews, own_data
+from fsd.rows import collate, tokenise
+from fsd.tasks import tasks
+
+hfd.disable_progress_bars()
+TEXTS = ['A film, warm and witty.', 'He said "no" twice.', 'Two\nlines.', 'caf\u00e9 \u2028 na\u00efve \U0001f600', 'null', 'NA', ' ends in a space ', '0', "it 's", 'x']
+LABELS = ['pos','neg']*5
+
+def frame(**columns): return pd.DataFrame(dict(text=TEXTS, label=LABELS) | columns)
+def reference(): return own_data(frame())
+
+# ---------------------------------------------------------------- forms
+
+def as_file(write, name):
+    def made(df, folder):
+        write(df, folder/name)
+        return folder/name
+    return made
+
+def gz(df, path): path.write_bytes(gzip.compress(df.to_csv(index=False).encode()))
+def bom(df, path): path.write_bytes(codecs.BOM_UTF8+df.to_csv(index=False).encode())
+def crlf(df, path): path.write_bytes(df.to_csv(index=False, lineterminator='\r\n').encode())
+def index(df, path): df.to_csv(path)
+typed = hfd.Features(text=hfd.Value('string'), label=hfd.ClassLabel(names=['neg','pos']))
+
+FORMS = dict(
+    csv=as_file(lambda df, p: df.to_csv(p, index=False), 'mine.csv'),
+    semicolons=as_file(lambda df, p: df.to_csv(p, index=False, sep=';'), 'mine.csv'),
+    tsv=as_file(lambda df, p: df.to_csv(p, index=False, sep='\t'), 'mine.tsv'),
+    gzipped=as_file(gz, 'mine.csv.gz'), marked=as_file(bom, 'mine.csv'), crlf=as_file(crlf, 'mine.csv'), with_an_index=as_file(index, 'mine.csv'),
+    capitals=as_file(lambda df, p: df.rename(columns=str.upper).to_csv(p, index=False), 'MINE.CSV'),
+    jsonl=as_file(lambda df, p: df.to_json(p, orient='records', lines=True), 'mine.jsonl'),
+    json=as_file(lambda df, p: df.to_json(p, orient='records', indent=2), 'mine.json'),
+    parquet=as_file(lambda df, p: df.to_parquet(p), 'mine.parquet'),
+    categories=as_file(lambda df, p: df.astype({'label':'category'}).to_parquet(p), 'mine.parquet'),
+    parquet_of_datasets=as_file(lambda df, p: hfd.Dataset.from_dict(df.replace(dict(label=dict(neg=0, pos=1))).to_dict('list'), features=typed).to_parquet(p), 'mine.parquet'),
+    dataframe=lambda df, folder: df,
+    dataset=lambda df, folder: hfd.Dataset.from_pandas(df).with_format('numpy'))
+
+@pytest.mark.parametrize('form', FORMS)
+def test_the_same_rows_are_the_same_data_in_every_form(form, tmp_path):
+    data = own_data(FORMS[form](frame(), tmp_path))
+    assert data.fingerprint==reference().fingerprint and data.task.labels==('neg','pos')
+    rows = {t:l for ds in data.splits.values() for t,l in zip(ds['text'][:], ds['label'][:])}
+    assert rows==dict(zip(TEXTS, [1,0]*5))
+    assert str(tmp_path) not in data.where+data.read
+
+def splits(): return dict(train=frame()[:8], validation=frame()[8:])
+
+def saved(folder):
+    hfd.DatasetDict({s:hfd.Dataset.from_pandas(df, preserve_index=False) for s,df in splits().items()}).save_to_disk(folder/'saved')
+    return folder/'saved'
+
+def in_files(folder, names=('train.csv','dev.csv','test.csv')):
+    for name,df in zip(names, (*splits().values(), frame(label='not looked at'))): df.to_csv(folder/name, index=False, sep='\t' if 'tsv' in name else ',')
+    return folder
+
+WHOLES = dict(
+    files=in_files,
+    other_names=lambda folder: in_files(folder, ('reviews_training.tsv','Reviews-Valid.csv','notes.csv')),
+    shards=lambda folder: [frame()[:3].to_csv(folder/'train-00000-of-00002.csv', index=False), frame()[3:8].to_csv(folder/'train-00001-of-00002.csv', index=False),
+                           frame()[8:].to_csv(folder/'val.csv', index=False), folder][-1],
+    saved=saved,
+    dataset_dict=lambda folder: hfd.load_from_disk(str(saved(folder))),
+    dict_of_frames=lambda folder: splits())
+
+@pytest.mark.parametrize('whole', WHOLES)
+def test_the_same_splits_are_the_same_data_from_every_place(whole, tmp_path):
+    data = own_data(WHOLES[whole](tmp_path))
+    assert data.fingerprint==own_data(splits()).fingerprint and data.task.sizes==dict(train=8, validation=2)
+    assert ('without its test split' in data.where)==(whole=='files')
+    assert (data.source, data.complete, data.partial, data.task.dev)==('own', True, False, ('validation',))
+
+def test_a_name_on_the_hub_is_loaded_or_refused_in_a_sentence(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(hfd, 'load_dataset', lambda *a: asked.append(a) or hfd.load_from_disk(str(saved(tmp_path))))
+    assert own_data('nobody/reviews:small').fingerprint==own_data(splits()).fingerprint
+    assert asked==[('nobody/reviews','small')]
+    monkeypatch.undo()
+    with pytest.raises(ConnectionError, match="^'nobody/reviews' is no file or folder here, and no data set of this name can be had from the Hugging Face hub"):
+        own_data('nobody/reviews')
+
+# ---------------------------------------------------------------- what is read as what
+
+def test_two_texts_are_found_by_their_names_or_named():
+    nli = dict(premise=TEXTS, hypothesis=TEXTS[::-1], gold_label=['yes','no']*5)
+    data = own_data(pd.DataFrame(nli))
+    assert data.task.sentences==('text','text_pair') and data.task.official==('premise','hypothesis','gold_label')
+    other = pd.DataFrame(dict(zip('abc', nli.values())))
+    assert own_data(other, text='a', text_pair='b', label='c').fingerprint==data.fingerprint
+    with pytest.raises(ValueError, match="could be 'a' or 'b'; name it with text=, and text_pair= where two texts are compared. The columns are\n  a: texts such as"): own_data(other)
+
+LABELS_OF = {
+    'words':(['neg','pos']*5, {}, ('neg','pos'), ('accuracy','f1')),
+    'capitals and spaces kept':(['Very good','not good']*5, {}, ('Very good','not good'), ('accuracy','f1')),
+    'numbers':([0,1]*5, {}, ('0','1'), ('accuracy','f1')),
+    'numbers in text':(['0','1.0']*5, {}, ('0','1'), ('accuracy','f1')),
+    'stars':([5,4,3,2,1]*2, {}, ('1','2','3','4','5'), ('accuracy','macro_f1')),
+    'stars as scores':([5,4,3,2,1]*2, dict(kind='scores'), (), ('pearson','spearman')),
+    'booleans':([True,False]*5, {}, ('false','true'), ('accuracy','f1')),
+    'booleans in text':(['TRUE','False']*5, {}, ('false','true'), ('accuracy','f1')),
+    'fractions':(np.linspace(-3, 97, 10).tolist(), {}, (), ('pearson','spearman')),
+    'fractions as classes':([.5,1]*5, dict(kind='classes'), ('0.5','1'), ('accuracy','f1')),
+    'a choice':(LABELS, dict(metric='matthews'), ('neg','pos'), ('matthews',)),
+    'several':(LABELS, dict(metric=('macro_f1','accuracy')), ('neg','pos'), ('macro_f1','accuracy'))}
+
+@pytest.mark.parametrize('case', LABELS_OF)
+@pytest.mark.parametrize('form', ['csv','jsonl','parquet'])
+def test_labels_of_every_kind(case, form, tmp_path):
+    labels,how,names,metrics = LABELS_OF[case]
+    data = own_data(FORMS[form](frame(label=labels), tmp_path), **how)
+    assert (data.task.labels, data.task.metrics, data.task.regression, data.task.num_labels)==(names, metrics, not names, len(names) or 1)
+    assert data.fingerprint==own_data(frame(label=labels), **how).fingerprint
+    kind = data.splits['train'].features['label']
+    assert kind==(hfd.ClassLabel(names=list(names)) if names else hfd.Value('float32'))
+
+def test_names_that_a_data_set_brings_along_keep_their_order():
+    kind = hfd.Features(text=hfd.Value('string'), label=hfd.ClassLabel(names=['pos','neg','mixed']))
+    ds = hfd.Dataset.from_dict(dict(text=TEXTS, label=[0,1]*4+[-1,2]), features=kind)
+    with pytest.raises(ValueError, match="row 10: no other row has the label 'mixed'"): own_data(ds)
+    data = own_data(ds.select(range(9)))
+    assert data.task.labels==('pos','neg','mixed') and len(data.unlabelled)==1
+
+def test_rows_without_a_label_are_kept_apart(tmp_path):
+    df = frame(label=['pos','neg']*4+['',None])
+    data = own_data(FORMS['csv'](df, tmp_path))
+    assert data.unlabelled['text'][:]==TEXTS[8:] and sum(map(len, data.splits.values()))==8
+    (tmp_path/'more.jsonl').write_text('{"text": "One more."}\n{"text": "And one."}')
+    more = own_data(df, unlabelled=tmp_path/'more.jsonl')
+    assert more.unlabelled['text'][:]==[*TEXTS[8:], 'One more.', 'And one.'] and more.unlabelled['idx'][:]==[0,1,2,3]
+    assert len(own_data(df, unlabelled=splits()).unlabelled)==12
+    assert more.fingerprint==data.fingerprint, 'no teacher learns from them'
+    assert own_data(frame()).unlabelled is None
+    assert len(own_data(splits() | dict(unsupervised=frame(label=-1))).unlabelled)==10
+
+def test_what_is_held_out_depends_on_what_rows_say_alone():
+    many = made_up_reviews(400)
+    def held(df, **how): return set(own_data(df, **how).splits['validation']['text'][:])
+    assert held(many)==held(many.sample(frac=1, random_state=0))!=held(many, seed=1)
+    counts = own_data(many, share=.25).counts
+    assert (counts['validation']/counts.sum(axis=1)).round(2).tolist()==[.25,.25]
+    twice = pd.concat([many, many])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error') # no row stands on both sides
+        assert held(twice)==held(many)
+
+def test_the_example_is_made_by_its_function_and_small():
+    assert example.read_bytes()==made_up_reviews().to_csv(index=False, lineterminator='\n').encode()
+    assert example.stat().st_size<60_000 and len(set(made_up_reviews()['review']))==360
+
+# ---------------------------------------------------------------- scores
+
+@pytest.mark.parametrize('like', ['mrpc','cola','stsb'])
+def test_metrics_are_glues(like):
+    t,rng = tasks[like],np.random.default_rng(0)
+    labels = rng.uniform(0, 5, 40) if t.regression else rng.integers(0, 2, 40)
+    data = own_data(frame(label=np.linspace(0, 1, 10)) if t.regression else frame(label=[0,1]*5), metric=t.metrics)
+    logits = rng.normal(size=(40, t.num_labels))
+    assert data.task.scores(logits, labels)==scores(like, logits, labels)
+    assert data.task.scores(torch.from_numpy(logits), torch.from_numpy(labels))==data.task.scores(logits.tolist(), labels.tolist())
+
+def test_macro_and_rarer_f1_are_those_of_sklearn():
+    from sklearn.metrics import f1_score
+    rng = np.random.default_rng(0)
+    for names in (('a','b'), ('a','b','c')):
+        task = own.OwnTask('mine', 'mine', ('text',), names, own.measures['two'][1+(len(names)>2):3], {}, (), positive=0)
+        pred,labels = rng.integers(0, len(names), (2,50))
+        s = task.scores(np.eye(len(names))[pred], labels)
+        assert s['macro_f1']==pytest.approx(f1_score(labels, pred, average='macro'))
+    rare = own_data(frame(label=['bad']*3+['fine']*7))
+    assert rare.task.labels[rare.task.positive]=='bad'
+    assert rare.task.scores([[1,0],[0,1],[0,1]], [0,0,1])['f1']==pytest.approx(2/3)
+
+def test_what_is_no_prediction_is_refused():
+    t = reference().task
+    for logits,labels,why in ([], [], 'no predictions'), ([[0,1]], [0,1], 'for 2 labels'), ([[0,np.nan]], [0], 'NaN'), ([0,1], [0,1], 'shape'):
+        with pytest.raises(ValueError, match=why): t.scores(logits, labels)
+
+# ---------------------------------------------------------------- what is wrong
+
+GOOD = 'text,label\nFine.,pos\nDull.,neg\n"Good, really.",pos\nBad.,neg\n'
+def in_json(*rows): return '\n'.join(r if isinstance(r, str) else json.dumps(r) for r in rows)
+ROWS = [dict(text=f'Text {i}.', label=['pos','neg'][i%2]) for i in range(4)]
+BROKEN = { # name of the file, its text, what is said
+    'empty':('a.csv', '', 'a.csv: the file is empty'),
+    'blank':('a.jsonl', ' \n\n', 'a.jsonl: the file is empty'),
+    'only a header':('a.csv', 'text,label\n', 'a.csv: a first line and no rows'),
+    'no header':('a.csv', GOOD.split('\n', 1)[1], "a.csv:1: 'Fine., pos' looks like a row and not like names of columns"),
+    'no header before scores':('a.csv', 'Fine.,0.5\nDull.,-1.5\n', "a.csv:1: 'Fine., 0.5' looks like a row"),
+    'one name twice':('a.csv', 'text,text,label\na,b,c\n', "a.csv:1: 2 columns are called 'text'"),
+    'a header twice':('a.csv', GOOD+GOOD, 'a.csv:6: the names of the columns stand here again; two files in one'),
+    'names that differ in capitals only':('a.csv', GOOD.replace('text,', 'Text,text,').replace('.,', '.,Other.,').replace('y.",','y.",Other.,'), "a.csv: the text could be 'Text' or 'text'"),
+    'one name twice in JSON':('a.jsonl', in_json(ROWS[0], '{"text": "a", "text": "b"}'), r"a.jsonl:2: no row in JSON \('text' stands twice"),
+    'a comma too many':('a.csv', GOOD.replace('Dull.', 'Dull, so dull.'), 'a.csv:3: 3 fields where the first line has 2, text, label; put a text with commas in quotes'),
+    'a field too few':('a.csv', GOOD.replace('Dull.,neg', 'Dull.'), 'a.csv:3: 1 fields where the first line has 2'),
+    'a quote that never closes':('a.csv', GOOD.replace('really."', 'really.'), 'a.csv:4: a quote is opened here that never closes'),
+    'a quote within a quoted text':('a.csv', GOOD.replace('Good', 'So "good"'), 'a.csv:4: a quote within a quoted text; a text with quotes in it is written "like ""this"""'),
+    'a quote of a TSV file':('a.tsv', 'text\tlabel\n"Fine.\tpos\nDull.\tneg\n', 'a.tsv:2: .* never closes.*quotes=False reads quotes as they stand'),
+    'a quote that swallows a megabyte':('a.csv', GOOD+'"'+'Fine.,pos\n'*20_000, 'a.csv:6: a field of more than 131,072 characters, perhaps after a quote that never closes'),
+    'a NUL byte':('a.csv', GOOD.replace('Dull', 'Du\0ll'), 'a.csv:3: a NUL byte'),
+    'no text':('a.csv', GOOD.replace('Dull.', ' '), "a.csv:3: no text in column 'text'"),
+    'no text after a text of two lines':('a.csv', GOOD.replace('Fine.', '"Fi\nne."').replace('Dull.', ''), "a.csv:4: no text in column 'text'"),
+    'no text in JSON':('a.jsonl', in_json(*ROWS, dict(label='pos')), "a.jsonl:5: no text in column 'text'"),
+    'a number for a text':('a.jsonl', in_json(*ROWS, dict(text=5, label='pos')), "a.jsonl:5: column 'text' has 5 and not a text"),
+    'half a character':('a.jsonl', in_json(*ROWS, '{"text": "\\ud83d", "label": "pos"}'), "a.jsonl:5: half a character in column 'text'"),
+    'half a line of JSON':('a.jsonl', in_json(ROWS[0], '{"text": "Du', ROWS[1]), r'a.jsonl:2: no row in JSON \('),
+    'half a list of JSON':('a.json', json.dumps(ROWS, indent=1)[:-20], r'a.json:16: no row in JSON \('),
+    'no comma in a list':('a.json', '[\n{"text": "a"}\n{"text": "b"}]', r"a.json:3: no row in JSON \(Expecting ','"),
+    'a row that is no object':('a.jsonl', in_json(ROWS[0], '["Fine.", "pos"]'), 'a.jsonl:2: a list, where a row is an object such as'),
+    'an empty list':('a.json', '[]', 'a.json: no rows'),
+    'far too deep':('a.json', '['*100_000, 'a.json:1: lists within lists'),
+    'a word among numbers':('a.csv', 'text,label\na,1\nb,0\nc,good\n', "a.csv:4: label 'good' is a word, and .*a.csv:2 has the number 1"),
+    'a word that was nan':('a.csv', GOOD+'Flat.,nan\n', 'a.csv:6: label nan; leave it empty where there is none'),
+    'a score that is NaN':('a.csv', 'text,score\na,0.5\nb,NaN\n', 'a.csv:3: label nan'),
+    'a score without end':('a.jsonl', in_json(dict(text='a', score=.5), '{"text": "b", "score": -Infinity}'), 'a.jsonl:2: label -inf'),
+    'a list for a label':('a.jsonl', in_json(*ROWS, dict(text='a', label=['pos','neg'])), r"a.jsonl:5: label \['pos', 'neg'\] is neither a word nor a number"),
+    'one class':('a.csv', GOOD.replace('neg', 'pos'), "a.csv:2: this and the 3 other labelled rows all have the label 'pos'; there is nothing to learn"),
+    'one score':('a.csv', 'text,score\na,0.5\nb,0.5\n', "a.csv:2: this and the 1 other labelled rows all have the label '0.5'"),
+    'a class of one':('a.csv', GOOD+'Hm.,mixed\n', "a.csv:6: no other row has the label 'mixed'; a class needs two rows"),
+    'many classes of one':('a.csv', 'text,label\n'+''.join(f'Text {i}.,word{i}\n' for i in range(30)), "no other row has the label 'word0', and 29 labels more are as rare"),
+    'capitals':('a.csv', GOOD.replace('Bad.,neg', 'Bad.,Neg'), "a.csv:3: labels 'neg' and 'Neg' differ in capitals only"),
+    'no label':('a.csv', 'text,label\na,\nb,\n', "a.csv:2 and all rows after it have no label in column 'label'"),
+    'no label column':('a.csv', 'text\na\nb\n', 'a.csv: no column is known to be the label; name it with label='),
+    'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'stars' or 'score'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
+    'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "30 whole numbers from 0 to 29: say kind='scores' or kind='classes'"),
+    'a spreadsheet':('a.xlsx', 'PK', 'a.xlsx: a file ends in .csv, .*save a sheet as CSV')}
+
+@pytest.mark.parametrize('fault', BROKEN)
+def test_a_broken_file_is_named_with_its_line(fault, tmp_path):
+    name,text,message = BROKEN[fault]
+    (tmp_path/name).write_bytes(text.encode())
+    with pytest.raises(ValueError, match=message): own_data(tmp_path/name)
+    assert [p.name for p in tmp_path.iterdir()]==[name], 'nothing is written'
+
+@pytest.mark.parametrize('encoding, message', [
+    ('cp1252', "a.csv:3: not UTF-8; in Windows-1252 there stands 'Caf\u00e9.,neg'. If so, save it as UTF-8, e.g. with: iconv -f WINDOWS-1252 -t UTF-8 a.csv"),
+    ('utf-16', 'a.csv: UTF-16 and not UTF-8; save it as UTF-8, e.g. with: iconv -f UTF-16'),
+    ('utf-32', 'a.csv: UTF-32 and not UTF-8'), ('utf-16-le', 'a.csv:1: a NUL byte')])
+def test_an_encoding_that_is_not_utf8_is_named(encoding, message, tmp_path):
+    (tmp_path/'a.csv').write_bytes(GOOD.replace('Dull', 'Caf\u00e9').encode(encoding))
+    with pytest.raises(ValueError) as e: own_data(tmp_path/'a.csv')
+    assert message in str(e.value)
+
+def test_binary_files_that_are_cut_short_are_refused(tmp_path):
+    for name,whole in (('a.csv.gz', gzip.compress(GOOD.encode())), ('a.parquet', None)):
+        path = tmp_path/name
+        if whole is None: frame().to_parquet(path)
+        else: path.write_bytes(whole)
+        path.write_bytes(path.read_bytes()[:-9])
+        with pytest.raises(ValueError, match=f'{name}: no'): own_data(path)
+    pq.write_table(pa.table([TEXTS, TEXTS], names=['text','text']), tmp_path/'a.parquet')
+    with pytest.raises(ValueError, match="a.parquet: 2 columns are called 'text'"): own_data(tmp_path/'a.parquet')
+    arrow = next((saved(tmp_path)/'train').glob('*.arrow'))
+    arrow.write_bytes(arrow.read_bytes()[:40])
+    with pytest.raises(ValueError, match='saved: datasets cannot read what was saved there'): own_data(tmp_path/'saved')
+
+SPLITS = {
+    'no train':(dict(dev=frame(), test=frame()), {}, 'nothing is called train; there is dev, test'),
+    'no validation':(dict(train=frame(), test=frame()), {}, r'train, row 1: there are rows to learn from and none for validation; give a file for it, or share=.2'),
+    'two of them':(splits() | dict(dev=frame()), {}, 'dev and validation are both validation; keep one'),
+    'nothing to hold out':(splits(), dict(share=.1), 'share=0.1: nothing is held out, as there are rows for validation already'),
+    'a label to judge by only':(dict(train=frame(), dev=pd.DataFrame(dict(text=['a','b'], label=['pos','mixed']))), {}, "dev, row 2: no row to learn from has the label 'mixed'"),
+    'nothing to judge by':(dict(train=frame(), dev=pd.DataFrame(dict(text=['a'], label=[None]))), {}, "dev, row 1 and all rows after it have no label in column 'label'"),
+    'another column':(dict(train=frame(), dev=frame().rename(columns=dict(label='class'))), {}, "dev: no column 'label', the columns are text, class"),
+    'other types':(dict(train=frame(), dev=frame(label=1)), {}, "train, row 1: label 'pos' is a word, and dev, row 1 has the number 1"),
+    'no rows':(dict(train=frame(), dev=frame()[:0]), {}, 'dev: no rows'),
+    'no rows at all':(frame()[:0], {}, 'data: no rows'),
+    'no data':(dict(train=['Fine.'], dev=frame()), {}, 'train is a list; data are a file'),
+    'a share above one':(frame(), dict(share=20), 'share=20 of the rows'),
+    'one name twice':(pd.DataFrame([['a','b','c']]*2, columns=['text','text','label']), {}, "data: two columns are called 'text'"),
+    'scores out of label names':(hfd.Dataset.from_dict(dict(text=TEXTS, label=[0,1]*5), features=typed), dict(kind='scores'), "but labels are words such as 'neg'"),
+    'another kind':(frame(), dict(kind='class'), "unknown kind 'class'; did you mean 'classes'"),
+    'a name that is not there':(frame(), dict(label='lable'), "unknown column label= 'lable'; did you mean 'label'"),
+    'one column for both':(frame(), dict(text='label', label='label'), "the same column, 'label'"),
+    'a metric of another kind':(frame(), dict(metric='pearson'), "unknown metric 'pearson'. Known: accuracy, f1"),
+    'scores out of words':(frame(), dict(kind='scores'), "kind='scores', but labels are words such as 'neg'"),
+    "a name of GLUE's":(frame(), dict(name='rte'), "'rte' is a task of GLUE"),
+    'a name for no folder':(frame(), dict(name='../x'), 'give a name of small letters')}
+
+@pytest.mark.parametrize('fault', SPLITS)
+def test_what_does_not_fit_is_said(fault):
+    data,how,message = SPLITS[fault]
+    with pytest.raises(ValueError, match=message): own_data(data, **how)
+
+def test_files_that_are_not_there_are_said(tmp_path):
+    for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', 'is no file and no folder here'), ('~nobody-of-this-name/a', 'is no file and no folder here'):
+        with pytest.raises(FileNotFoundError, match=why): own_data(data)
+    with pytest.raises(ValueError, match='nothing is called train; there is nothing'): own_data(tmp_path)
+
+def test_what_is_odd_is_a_warning(tmp_path):
+    with pytest.warns(UserWarning, match=r'2 of 2 validation rows are in train too, dev, row 1 as train, row 9; on them scores measure memory'):
+        own_data(dict(train=frame(), dev=frame()[8:]))
+    with pytest.warns(UserWarning, match="train, row 9: no validation row has the label 'mixed', so scores leave it out"):
+        own_data(dict(train=frame(label=['pos','neg']*4+['mixed']*2), dev=pd.DataFrame(dict(text=['a','b'], label=['pos','neg']))))
+    with pytest.warns(UserWarning, match='1 texts stand in train with more than one label'):
+        own_data(dict(train=pd.concat([frame()[:8], pd.DataFrame(dict(text=TEXTS[:1], label=['neg']))]), dev=frame()[8:]))
+
+@pytest.mark.parametrize('seed', range(40))
+def test_a_damaged_file_never_gives_other_rows_silently(seed, tmp_path):
+    "Cutting or doubling commas, quotes and line ends is noticed, or changes no label and no number of rows."
+    rng,body = random.Random(seed),bytearray(example.read_bytes())
+    at = rng.choice([i for i,b in enumerate(body) if b in b',\n"' and i>body.index(b'\n')][:-1])
+    if rng.random()<.5: del body[at]
+    else: body.insert(at, body[at])
+    path = tmp_path/'a.csv'
+    path.write_bytes(body)
+    try: table = read_table(path)
+    except ValueError as e: assert f'{path}:' in str(e)
+    else: assert table.columns['sentiment']==read_table(example).columns['sentiment']
+
+@pytest.mark.parametrize('seed', range(20))
+def test_random_bytes_are_rows_or_a_clear_error(seed, tmp_path):
+    rng = random.Random(seed)
+    for suffix,head,some in ('csv', b'text,label\n', b',\n\r"ab\xc3\xa9\0'), ('jsonl', b'{"text": "a"}\n', b'{}[]",:\nab0'):
+        path = tmp_path/f'a.{suffix}'
+        path.write_bytes(head+bytes(rng.choices(some, k=30)))
+        try: assert len(read_table(path))
+        except ValueError as e: assert str(path) in str(e)
+
+# ---------------------------------------------------------------- as what comes after uses it
+
+def test_rows_are_tokenised_and_batched_like_glues(tiny_bert):
+    from transformers import AutoTokenizer
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    for data,kind in (own_data(example), torch.int64), (own_data(frame(label=np.linspace(0, 1, 10))), torch.float32):
+        rows = tokenise(data, tokenizer, 16)
+        batch = collate(tokenizer.pad_token_id, 16)([rows['train'][i] for i in range(4)])
+        assert batch['labels'].dtype==kind and batch['input_ids'].shape==(4,16) and batch['idx'].tolist()==[0,1,2,3]
