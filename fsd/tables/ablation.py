@@ -31,7 +31,8 @@ def losses(
     full:str='fsd',
 )->pd.DataFrame: # Rows (task, metric), columns ours, se and seeds
     "Mean difference of `variant` to `full` over the seeds of both, and its standard error."
-    wide = tidy.pivot(index=['task','metric','seed'], columns='method', values='percent').reindex(columns=[variant,full])
+    wide = tidy.pivot(index=['task','metric','seed'], columns='method', values='percent')
+    wide = wide.reindex(columns=[variant,full])
     d = (wide[variant]-wide[full]).dropna().groupby(level=[0,1])
     return pd.DataFrame(dict(ours=d.mean(), se=d.sem(), seeds=d.count()))
 

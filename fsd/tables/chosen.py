@@ -67,8 +67,8 @@ _last = ['chosen','edge','used']
 
 def _floors(found:list[Run])->list[dict]:
     "What the majority scores on each task, as a row of `grids`."
-    of = {o.task:o.record['scores'].get('majority', {}).get('holdout') for o in found}
-    return [dict(method='majority', task=t, setting='', **_percent(m)) for t,m in of.items() if m]
+    of = {o.task:m for o in found if (m := o.record['scores'].get('majority', {}).get('holdout'))}
+    return [dict(method='majority', task=t, setting='', **_percent(m)) for t,m in sorted(of.items())]
 
 def grids(
     found:Iterable[Run], # Trials of one model
