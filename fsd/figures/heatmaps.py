@@ -27,6 +27,7 @@ def _maps(
             if (m := run_map(o, kind, split, padding)) is not None: maps.setdefault((o.method,kind), []).append(m)
     return maps
 
+# %% ../../nbs/figures/fig4_heatmaps.ipynb #7707a0b2
 def _title(found:list[Run], task:str, split:str, padding:str)->str:
     "What the figure shows; `found` are the runs that left maps."
     sizes = sorted({n for o in found if (n := cka_batch(o, split))})
