@@ -17,6 +17,7 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
 from .analysis import map_means
+from .kept import atomic
 from .paper import in_order, paper_methods
 
 # %% ../nbs/14_plots.ipynb #d9717cbc
@@ -301,13 +302,14 @@ def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
 )->list[Path]: # The PNG and the SVG file
-    "Write `fig` as PNG and SVG, the same bytes each time."
-    out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
-    out[0].parent.mkdir(parents=True, exist_ok=True)
+    "Write `fig` as PNG and SVG, whole or not at all, the same bytes each time."
+    png,svg,names = io.BytesIO(),io.StringIO(),{}
     with style(), plt.rc_context({'svg.hashsalt':'fsd'}):
-        fig.savefig(out[0], dpi=200, metadata={'Software':None})
-        fig.savefig(svg := io.StringIO(), format='svg', metadata={'Date':None, 'Creator':None})
-    names = {}
-    number = lambda m: names.setdefault(m[0], f'p{len(names)}')
-    out[1].write_bytes(re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue()).encode())
+        fig.savefig(png, format='png', dpi=200, metadata={'Software':None})
+        fig.savefig(svg, format='svg', metadata={'Date':None, 'Creator':None})
+    def number(m): return names.setdefault(m[0], f'p{len(names)}')
+    text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue())
+    out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
+    for o,content in zip(out, (png.getvalue(), text.encode())):
+        with atomic(o) as tmp: tmp.write_bytes(content)
     return out

@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from itertools import product
 
 import pandas as pd
-from scipy import stats
 
 from ..paper import paper_cka, paper_rows, task_order
 from ..tasks import by_metric, tasks
