@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np, torch
 from torch import Tensor
 
+from .analysis import estimators
 from .cka import check, exact, gram, u_center
 from .losses import flat, unit
 from .models import depth, layer_index
@@ -27,46 +28,69 @@ def _unit_grams(
     return unit(torch.stack([k, u_center(k)]).flatten(1))
 
 # %% ../nbs/13_compare.ipynb #7ee52fe2
+def _batches(features_t, features_m, batch_size:int, mask:Tensor|None)->int: # P
+    "How many mini-batches there are; a `ValueError` where no map can be made."
+    n,P = len(features_t),len(features_t)//batch_size
+    if len(features_m)!=n: raise ValueError(f"features of {n} and of {len(features_m)} examples cannot be compared")
+    if mask is not None:
+        of_mask,shape = tuple(mask.shape),(n,*features_t[:1].shape[1:])
+        if len(shape)!=3 or of_mask!=shape[:2]:
+            raise ValueError(f"mask {of_mask} does not fit features {shape}; it needs (n, L) and (n, L, D)")
+    if batch_size<4: raise ValueError(f"batch_size={batch_size} must be at least 4: below, debiased CKA does not exist")
+    if P<2: raise ValueError(f"{n} examples make {P} mini-batches of {batch_size}; a map needs at least 2")
+    return P
+
+# %% ../nbs/13_compare.ipynb #d7529510
 def cka_map(
-    features_t,       # Teacher's features of n examples, (n, L, D) or (n, L·D): a tensor, or anything that slices into arrays
-    features_m,       # Another model's features of the same examples; its width may differ
+    features_t,       # Teacher's, (n, L, D) or (n, L·D): a tensor, or anything that slices into arrays
+    features_m,       # Another model's features of the same n examples; its width may differ
     batch_size:int,   # Examples in a mini-batch; n % batch_size examples at the end are left out
     mask:Tensor|None=None, # 1 on real tokens, (n, L): positions outside it are set to 0
 )->dict[str,np.ndarray]: # 'biased' and 'debiased', (P, P) each
-    "CKA between the teacher's i-th and the model's j-th mini-batch, Figure 4; reads one mini-batch at a time."
-    n,P = len(features_t),len(features_t)//batch_size
-    if len(features_m)!=n: raise ValueError(f"features of {n} and of {len(features_m)} examples cannot be compared")
-    if mask is not None and (features_t[:1].ndim!=3 or tuple(mask.shape)!=(n,features_t[:1].shape[1])):
-        raise ValueError(f"mask {tuple(mask.shape)} does not fit features {(n,*features_t[:1].shape[1:])}; it needs (n, L) and (n, L, D)")
-    if batch_size<4: raise ValueError(f"batch_size={batch_size} must be at least 4: below, debiased CKA does not exist")
-    if P<2: raise ValueError(f"{n} examples make {P} mini-batches of {batch_size}; a map needs at least 2")
+    """CKA between the teacher's i-th and the model's j-th mini-batch, Figure 4; reads one mini-batch at a time.
+
+    Values are at most 1; biased ones at least 0, debiased ones are near 0 where models have nothing in common.
+
+    >>> x = torch.eye(8)
+    >>> {k:m.shape for k,m in cka_map(x, 3*x+1, 4).items()}
+    {'biased': (2, 2), 'debiased': (2, 2)}
+    """
+    P = _batches(features_t, features_m, batch_size, mask)
     def batch(features, i):
         rows = slice(i*batch_size, (i+1)*batch_size)
         x = torch.as_tensor(features[rows])
         return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows]))
     t,m = (torch.stack([batch(f, i) for i in range(P)], 1) for f in (features_t, features_m))
-    return dict(zip(('biased','debiased'), (t@m.mT).cpu().numpy()))
+    return dict(zip(estimators, (t@m.mT).cpu().numpy()))
 
 # %% ../nbs/13_compare.ipynb #60add5af
-_relations = {'euclid': torch.cdist, 'cosine': lambda x,y: unit(x)@unit(y).mT}
+_distances = {'euclid': torch.cdist, 'cosine': lambda x,y: unit(x)@unit(y).mT}
 
+def _relations(
+    h:Tensor, # Features, (N, L, D)
+    m:Tensor, # 1 on real tokens, (N, L)
+    kind:str, distance:str, # As below
+)->Tensor: # 'inter' (N, N), 'intra' (N, L, L)
+    "Pairwise relations in double precision where there is any, padded positions set to 0."
+    h = exact(h.detach()).masked_fill(m[...,None]==0, 0)
+    if kind=='inter': h = h.flatten(1)
+    return _distances[distance](h, h)
+
+# %% ../nbs/13_compare.ipynb #c20b5668
 def relation_difference(
     h_s:Tensor, # Student's features, (N, L, D)
     h_t:Tensor, # Teacher's features, (N, L, D'); the widths may differ
-    kind:str='inter', # 'inter': between examples, each one flattened, equation 12; 'intra': between the tokens of each example, equation 13
-    distance:str='euclid', # 'euclid' or 'cosine'
+    kind:str='inter', # 'inter': between examples, flattened, equation 12; 'intra': between an example's tokens, 13
+    distance:str='euclid', # 'euclid', in units of the features, or 'cosine'
     mask:Tensor|None=None, # 1 on real tokens, (N, L); without it padding takes part, as in the paper
 )->float:
     "Mean absolute difference between the student's and the teacher's pairwise relations, equations 12 and 13."
     if kind not in ('inter','intra'): raise unknown('kind of relation', kind, ('inter','intra'))
-    if distance not in _relations: raise unknown('distance', distance, _relations)
-    check('features must be (N, L, D) with equal N and L, and a mask must be (N, L)', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), mask=(mask, 'N L'))
+    if distance not in _distances: raise unknown('distance', distance, _distances)
+    check('features must be (N, L, D) with equal N and L, and a mask must be (N, L)',
+          h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), mask=(mask, 'N L'))
     m = exact(torch.ones_like(h_s[...,0]) if mask is None else mask)
-    def relations(h):
-        h = exact(h.detach()).masked_fill(m[...,None]==0, 0)
-        h = h.flatten(1) if kind=='inter' else h
-        return _relations[distance](h, h)
-    gap = (relations(h_s)-relations(h_t)).abs()
+    gap = (_relations(h_s, m, kind, distance)-_relations(h_t, m, kind, distance)).abs()
     if kind=='inter': return gap.mean().item()
     pairs = m[:,:,None]*m[:,None,:]
     pairs = pairs[some := pairs.sum((1,2))>0]
@@ -85,11 +109,22 @@ class Collected:
         "Predicted classes, (n,); for a regression the predicted values."
         return self.logits[:,0] if self.logits.shape[1]==1 else self.logits.argmax(1)
 
+# %% ../nbs/13_compare.ipynb #a7c46b77
 def _join(parts:list[Tensor])->Tensor|None:
     "Stack batches (N, L, ...), filling up to the longest L with zeros."
     if not parts: return None
     length = max(p.shape[1] for p in parts)
     return torch.cat([torch.cat([p, p.new_zeros(len(p), length-p.shape[1], *p.shape[2:])], 1) for p in parts])
+
+def _taken(
+    seen, # `Features` of a forward pass
+    layer:int, # Counted from the embeddings at 0
+    n:int, # Rows
+    padding:str, # 'paper' or 'masked'
+)->tuple[Tensor,Tensor]: # (n, L, D) and (n, L)
+    "Hidden states and mask of the first `n` rows, on the CPU; 0 at padded positions where these are left out."
+    h,m = seen.hidden[layer][:n].float().cpu(),seen.mask[:n].cpu()
+    return (h.masked_fill((m==0)[...,None], 0) if padding=='masked' else h), m
 
 # %% ../nbs/13_compare.ipynb #56a8ae98
 @torch.no_grad()
@@ -102,23 +137,23 @@ def collect(
 )->Collected:
     "Logits of every row and features of the first `n_features`."
     if padding not in ('paper','masked'): raise unknown('padding', padding, ('paper','masked'))
-    logits,labels,features,masks,kept,training = [],[],[],[],0,model.training
+    logits,labels,features,masks,left,training = [],[],[],[],n_features,model.training
     device = next(model.parameters()).device
     model.eval()
     try:
         for batch in batches:
-            more = kept<n_features
-            seen = forward(model, {k: v.to(device) for k,v in batch.items()}, frozenset({('hidden',layer)} if more else ()))
+            needs = frozenset({('hidden',layer)} if left>0 else ())
+            seen = forward(model, {k: v.to(device) for k,v in batch.items()}, needs)
             logits.append(seen.logits.float().cpu())
             labels.append(batch['labels'])
-            if not more: continue
-            h,m = (x[:n_features-kept].cpu() for x in (seen.hidden[layer_index(depth(model), layer)].float(), seen.mask))
-            if padding=='masked': h = h.masked_fill((m==0)[...,None], 0)
-            elif features and h.shape[1]!=features[0].shape[1]:
-                raise ValueError(f"paper padding needs batches of one length, not {features[0].shape[1]} and {h.shape[1]}; give collate a length")
+            if not needs: continue
+            h,m = _taken(seen, layer_index(depth(model), layer), left, padding)
+            if padding=='paper' and features and h.shape[1]!=(length := features[0].shape[1]):
+                raise ValueError(f"paper padding needs batches of one length, not {length} and {h.shape[1]}; "
+                                 "give collate a length")
             features.append(h)
             masks.append(m)
-            kept += len(h)
+            left -= len(h)
     finally: model.train(training)
     if not logits: raise ValueError("no batches to collect from")
     return Collected(torch.cat(logits), torch.cat(labels), _join(features), _join(masks))

@@ -27,7 +27,8 @@ def find_device(
     "Where to compute; a `ValueError` that says what there is, if it is not what was `asked` for."
     there = {d.type:d for d in (_accelerator(), torch.device('cpu')) if d}
     if asked=='auto': return next(iter(there.values()))
-    if asked not in there: raise ValueError(f"device={asked!r} is not here: there is {' and '.join(there)}; 'auto' takes the first")
+    if asked not in there:
+        raise ValueError(f"device={asked!r} is not here: there is {' and '.join(there)}; 'auto' takes the first")
     return there[asked]
 
 # %% ../nbs/12_machine.ipynb #af881ab0
@@ -49,7 +50,8 @@ def _name_of(device:torch.device)->str:
 def processes()->int:
     "How many processes train together, as torchrun and accelerate say."
     said = os.environ.get('WORLD_SIZE', '1')
-    if not said.isdecimal(): raise ValueError(f'WORLD_SIZE={said!r} is not a number of processes; unset it if there is one')
+    if not said.isdecimal():
+        raise ValueError(f'WORLD_SIZE={said!r} is not a number of processes; unset it if there is one')
     return int(said)
 
 def environment(
@@ -60,8 +62,8 @@ def environment(
     status = _git('status', '--porcelain', '--', 'fsd', 'settings.ini')
     return dict(python=platform.python_version(), torch=torch.__version__, transformers=version('transformers'),
                 datasets=version('datasets'), fsd=fsd.__version__, commit=_git('rev-parse', 'HEAD'),
-                dirty=None if status is None else bool(status), device=_name_of(device), threads=torch.get_num_threads(),
-                processes=processes(), platform=platform.platform())
+                dirty=None if status is None else bool(status), device=_name_of(device),
+                threads=torch.get_num_threads(), processes=processes(), platform=platform.platform())
 
 # %% ../nbs/12_machine.ipynb #9b9d827e
 def peak_memory(

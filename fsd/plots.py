@@ -17,12 +17,14 @@ import matplotlib.pyplot as plt, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
 from .analysis import map_means
-from .paper import method_order, paper_methods
+from .kept import atomic
+from .paper import in_order, paper_methods
 
 # %% ../nbs/14_plots.ipynb #d9717cbc
 _style = {'font.size':9, 'axes.titlesize':9, 'figure.titlesize':10, 'legend.fontsize':8, 'legend.frameon':False,
-          'axes.spines.top':False, 'axes.spines.right':False, 'axes.axisbelow':True, 'axes.grid':True, 'grid.color':'0.88', 'grid.linewidth':.6,
-          'lines.linewidth':1.4, 'lines.markersize':4, 'hatch.linewidth':.7, 'figure.constrained_layout.use':True, 'svg.fonttype':'none'}
+          'axes.spines.top':False, 'axes.spines.right':False, 'axes.axisbelow':True,
+          'axes.grid':True, 'grid.color':'0.88', 'grid.linewidth':.6, 'lines.linewidth':1.4, 'lines.markersize':4,
+          'figure.constrained_layout.use':True, 'svg.fonttype':'none'}
 
 def style():
     "Context in which every picture of this project is drawn."
@@ -45,18 +47,23 @@ def look(
 
 # %% ../nbs/14_plots.ipynb #e21c4198
 def figure(
-    title:str, demo:bool=False, rows:int=1, cols:int=1,
+    title:str,
+    demo:bool=False, # Say under the panels that this is demo data
+    rows:int=1, cols:int=1,
     size:tuple[float,float]=(3,2.3), # Width and height of a panel, or of all panels together with `whole`, inches
-    whole:bool=False, **kwargs,
-)->tuple[Figure,np.ndarray]:
+    whole:bool=False,
+    **kwargs, # Of `plt.subplots`
+)->tuple[Figure,np.ndarray]: # The figure, and its panels (rows, cols)
     "A titled figure of `rows` by `cols` panels; closed for pyplot, so that a notebook shows it once."
     width,height = size if whole else (size[0]*cols, size[1]*rows)
     fig,axs = plt.subplots(rows, cols, figsize=(width, height+.3+.3*demo), squeeze=False, **kwargs)
     plt.close(fig)
     fig.suptitle(title)
-    if demo: fig.supxlabel('demo data: no result', fontsize=10, weight='bold', color='0.35', bbox=dict(fc='0.93', ec='0.35', lw=.7, pad=2))
+    frame = dict(fc='0.93', ec='0.35', lw=.7, pad=2)
+    if demo: fig.supxlabel('demo data: no result', fontsize=10, weight='bold', color='0.35', bbox=frame)
     return fig,axs
 
+# %% ../nbs/14_plots.ipynb #8b3e046e
 def hole(ax, words:str):
     "Make `ax` an empty place, labelled with `words`; its title and its neighbours stay as they are."
     ax.tick_params(length=0, labelleft=False, labelbottom=False)
@@ -65,6 +72,7 @@ def hole(ax, words:str):
     for s in ax.spines.values(): s.set(visible=True, color='0.75', linestyle=(0,(3,3)))
     ax.text(.5, .5, words, transform=ax.transAxes, ha='center', va='center', fontsize=7, color='0.35')
 
+# %% ../nbs/14_plots.ipynb #cfeb8baf
 def mean_std(
     values, # A number per run; NaN where it is undefined
     decimals:int=1,
@@ -78,24 +86,29 @@ def mean_std(
     std = f' ± {known.std(ddof=1):.{decimals}f}' if len(known)>1 else ''
     return f'{known.mean():.{decimals}f}{std}' + (f' ({len(known)} of {len(v)})' if len(known)<len(v) else '')
 
+# %% ../nbs/14_plots.ipynb #95bcaeae
 def spread(ax, y:float, values, method:str):
     "A dot in the look of `method` for each of `values`, and a bar at the mean of several."
     l,v = look(method),np.atleast_1d(np.asarray(values, float))
     known = v[~np.isnan(v)]
-    ax.plot(known, [y]*len(known), ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
+    dots = dict(ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
+    ax.plot(known, [y]*len(known), **dots)
     if len(known)>1: ax.plot(known.mean(), y, '|', color='black', ms=11, mew=1.6)
 
 def beside(ax, y:float, words:str):
     "`words` at the right edge of `ax`, at the height of row `y`."
-    ax.annotate(words, (1,y), (3,0), xycoords=('axes fraction','data'), textcoords='offset points', va='center', fontsize=7, color='0.35')
+    ax.annotate(words, (1,y), (3,0), xycoords=('axes fraction','data'), textcoords='offset points', va='center',
+                fontsize=7, color='0.35')
 
+# %% ../nbs/14_plots.ipynb #6930648f
 def methods_axis(
     axs,                 # Panels of one row
     methods,             # From top to bottom
     n:Mapping|None=None, # Runs of each, to stand in brackets
 ):
     "Name the rows of the charts `axs` after `methods`, first on top."
-    axs[0].set_yticks(range(len(methods)), [look(m)['label']+(f' ({n[m]})' if n is not None and n[m] else '') for m in methods])
+    counted = {m: f' ({n[m]})' if n is not None and n[m] else '' for m in methods}
+    axs[0].set_yticks(range(len(methods)), [look(m)['label']+counted[m] for m in methods])
     axs[0].set_ylim(len(methods)-.4, -.6)
     for ax in axs: ax.grid(False, axis='y')
 
@@ -107,19 +120,25 @@ def caption(
     found,    # The `Run`s behind it
 )->dict: # `title` and `demo` for `figure`
     "Title with model and number of seeds, and whether anything in it was made up."
-    n = set(Counter((o.task,o.method) for o in found).values())
-    seeds = 'no runs' if not n else f'{max(n)} seed'+'s'*(max(n)>1) if len(n)==1 else f'{min(n)} to {max(n)} seeds'
-    return dict(title=f"{what}\n{', '.join([*dict.fromkeys(o.model for o in found), seeds])}", demo=any(o.source in ('demo','made up') for o in found))
+    n = sorted(Counter((o.task,o.method) for o in found).values())
+    least,most = (n[0],n[-1]) if n else (0,0)
+    seeds = 'no runs' if not n else f'{least} to {most} seeds' if least<most else f"{most} seed{'s'*(most>1)}"
+    models = ', '.join([*dict.fromkeys(o.model for o in found), seeds])
+    return dict(title=f'{what}\n{models}', demo=any(o.source in ('demo','made up') for o in found))
 
 def students(
     found, # `Run`s
     least=paper_methods, # Methods to be shown even where they were not run
 )->list[str]: # In the order of all tables and pictures
     "The methods of a picture: those of `least` and those of `found`, without the teacher."
-    names = dict.fromkeys([*least, *(o.method for o in found)])
-    return [m for m in method_order if m in names and m!='teacher'] + [m for m in names if m not in method_order]
+    return [m for m in in_order([*least, *(o.method for o in found)]) if m!='teacher']
 
 # %% ../nbs/14_plots.ipynb #66cab060
+def _loss_axes(ax, values:pd.Series):
+    "Scale and ticks of a panel of `loss_curves`."
+    if len(values) and values.min()>0 and values.max()>100*values.min(): ax.set_yscale('log')
+    ax.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
+
 def loss_curves(
     history:list[dict], # One dict per logged step: 'step' and the value of each term, before its weight
     title:str='',       # What data and model
@@ -128,24 +147,24 @@ def loss_curves(
 )->Figure:
     "Training loss by step, one panel per term."
     frame = pd.DataFrame(history)
-    if 'step' not in frame or len(frame.columns)<2: raise ValueError("history must be a list of dicts with 'step' and at least one term, such as {'step':10, 'ce':0.7}")
-    terms = [c for c in frame if c!='step']
+    if 'step' not in frame or len(frame.columns)<2:
+        raise ValueError("history must be a list of dicts with 'step' and at least one term, "
+                         "such as {'step':10, 'ce':0.7}")
+    terms,named = [c for c in frame if c!='step'],weights or {}
     rows = math.ceil(len(terms)/4)
     cols = math.ceil(len(terms)/rows)
     with style():
         fig,axs = figure(title, demo, rows, cols, (2.3,1.8), sharex=True)
         for ax in axs.flat[len(terms):]: ax.remove()
-        for ax,term in zip(axs.flat, terms):
+        for i,(ax,term) in enumerate(zip(axs.flat, terms)):
             drawn = frame[['step',term]].dropna()
             ax.plot(drawn.step, drawn[term], color='#0072b2', marker='.' if len(drawn)<30 else None)
-            ax.set_title(term if weights is None or term not in weights else f'{term}, weight {weights[term]:g}')
-            if len(drawn) and drawn[term].min()>0 and drawn[term].max()>100*drawn[term].min(): ax.set_yscale('log')
-            ax.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
-        for i,ax in enumerate(axs.flat[:len(terms)]):
+            ax.set_title(f'{term}, weight {named[term]:g}' if term in named else term)
+            _loss_axes(ax, drawn[term])
+            if i%cols==0: ax.set_ylabel('loss')
             if i+cols>=len(terms):
                 ax.set_xlabel('step')
                 ax.tick_params(labelbottom=True)
-            if i%cols==0: ax.set_ylabel('loss')
     return fig
 
 # %% ../nbs/14_plots.ipynb #e33acb08
@@ -156,9 +175,11 @@ def pixels(ax, m:np.ndarray):
 
 def cka_scale(fig:Figure, image, axs, **kwargs):
     "The colours of `image` beside `axs`, with a line at 0."
-    bar = fig.colorbar(image, ax=list(axs), label='CKA', extend='min', ticks=np.linspace(-.4,1,8).round(1), **kwargs)
+    ticks = np.linspace(-.4,1,8).round(1)
+    bar = fig.colorbar(image, ax=list(axs), label='CKA', extend='min', ticks=ticks, **kwargs)
     bar.ax.axhline(0, color='white', lw=1.5)
 
+# %% ../nbs/14_plots.ipynb #4c68a311
 def heat_map(
     values:Mapping[str,np.ndarray], # Maps (P, P) by estimator, as `cka_map` returns them
     title:str='',             # What data and models
@@ -179,7 +200,7 @@ def heat_map(
 
 # %% ../nbs/14_plots.ipynb #636290d8
 def _near(ax, values, room:float=.52):
-    "Let `ax` reach from the lowest of `values` to the highest, not from 0, and leave the rest beyond `room` free for words."
+    "Let `ax` reach from the lowest of `values` to the highest; what lies beyond `room` of it is free for words."
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     if not len(known): return ax.set(xlim=(0,1), xticks=[])
@@ -188,43 +209,55 @@ def _near(ax, values, room:float=.52):
     low,high = max(0, middle-half),min(100, middle+half)
     ax.set_xticks([x for x in plt.MaxNLocator(3, integer=True).tick_values(low, high) if low<=x<=high])
 
+def _restored(
+    ax,
+    values:pd.Series, # Percent, a row per run, by method
+    methods:list[str],
+    line:float, # Of a constant answer; NaN for none
+):
+    "A panel of `restoration_dots`: dots, their words, and the line."
+    if not np.isnan(line): ax.axvline(line, color='0.3', lw=1, ls=(0,(4,2)), zorder=.9)
+    for y,m in enumerate(methods):
+        v = values[values.index==m].to_numpy()
+        spread(ax, y, v, m)
+        ax.annotate(mean_std(v), (.55,y), xycoords=('axes fraction','data'), va='center', fontsize=7,
+                    color='0.35' if np.isnan(v).all() else 'black')
+    _near(ax, [*values, line])
+
+# %% ../nbs/14_plots.ipynb #66cc8024
 def restoration_dots(
-    frame:pd.DataFrame, # Fractions by `restoration`; rows are methods, or (task, method); a method with several seeds has several rows
+    frame:pd.DataFrame, # Fractions by `restoration`, a row per run; rows are methods, or (task, method)
     title:str='',       # What data and teacher
     demo:bool=False,    # Mark the picture as demo data
     tasks=None,         # Rows of panels; those of `frame` if None
-    methods=None,       # Rows of every panel, or a mapping from tasks to theirs; those of each task in `frame` if None
+    methods=None,       # Rows of every panel, or a mapping from tasks to theirs; those of each task if None
     constant:pd.DataFrame|None=None, # Fractions of a constant answer, a row per task, for a line
 )->Figure:
     "How far each method restores the teacher's predictions, Figure 3: a row of panels per task, a panel per rate."
     if frame.index.nlevels==1: frame = pd.concat({'':frame})
     of = frame.index.get_level_values(0)
-    tasks = list(dict.fromkeys(of) if tasks is None else tasks)
-    parts = {t: 100*frame[of==t].droplevel(0) for t in tasks}
-    shown = {t: list(dict.fromkeys(p.index if methods is None else methods[t] if isinstance(methods, Mapping) else methods)) if len(p) else [] for t,p in parts.items()}
+    parts = {t: 100*frame[of==t].droplevel(0) for t in dict.fromkeys(of if tasks is None else tasks)}
+    def rows(task, part):
+        asked = methods[task] if isinstance(methods, Mapping) else part.index if methods is None else methods
+        return list(dict.fromkeys(asked)) if len(part) else []
+    shown = {t:rows(t, part) for t,part in parts.items()}
     heights = [.18*len(o)+(.35 if o else .2) for o in shown.values()]
-    name = {'f1':'F1'}
+    whole = 1.95*len(frame.columns), sum(heights)+.5
     with style():
-        fig,axs = figure(title, demo, len(tasks), len(frame.columns), (1.95*len(frame.columns), sum(heights)+.5), True, height_ratios=heights, sharey='row')
-        for i,(row,task) in enumerate(zip(axs, tasks)):
-            part,methods_here = parts[task],shown[task]
-            for ax,rate in zip(row, frame):
-                if i==0: ax.set_title(f'{name.get(rate, rate)} (%)')
-                if not methods_here: hole(ax, 'not run'); continue
-                line = 100*constant.at[task,rate] if constant is not None and task in constant.index else np.nan
-                if not np.isnan(line): ax.axvline(line, color='0.3', lw=1, ls=(0,(4,2)), zorder=.9)
-                for y,m in enumerate(methods_here):
-                    v = part.loc[part.index==m, rate].to_numpy()
-                    spread(ax, y, v, m)
-                    ax.annotate(mean_std(v), (.55,y), xycoords=('axes fraction','data'), va='center', fontsize=7, color='0.35' if np.isnan(v).all() else 'black')
-                _near(ax, [*part[rate], line])
-            if methods_here:
-                n = part.index.value_counts().reindex(methods_here, fill_value=0)
-                methods_axis(row, methods_here, n if n.max()>1 else None)
-                row[0].set_ylabel(task)
-            else:
+        fig,axs = figure(title, demo, len(parts), len(frame.columns), whole, True, height_ratios=heights, sharey='row')
+        for ax,rate in zip(axs[0], frame): ax.set_title(f"{'F1' if rate=='f1' else rate} (%)")
+        for row,(task,part) in zip(axs, parts.items()):
+            if not shown[task]:
+                for ax in row: hole(ax, 'not run')
                 row[0].set(ylim=(0,1), yticks=[.5], yticklabels=[task])
                 row[0].tick_params(labelleft=True)
+                continue
+            for ax,rate in zip(row, frame):
+                known = constant is not None and task in constant.index
+                _restored(ax, part[rate], shown[task], 100*constant.at[task,rate] if known else np.nan)
+            n = part.index.value_counts().reindex(shown[task], fill_value=0)
+            methods_axis(row, shown[task], n if n.max()>1 else None)
+            row[0].set_ylabel(task)
         fig.align_ylabels(axs[:,0])
     return fig
 
@@ -233,9 +266,11 @@ def _levels(ax, teacher:float, majority:float):
     "Lines at the teacher's score and at that of the most frequent label, or one where the two are one."
     both = np.isclose(teacher, majority)
     dotted = dict(lw=2.5, ls=(0,(1,1)), zorder=.9)
-    ax.axvline(majority, color='black' if both else '0.6', label='teacher = majority' if both else 'majority', **dotted)
+    name,color = ('teacher = majority','black') if both else ('majority','0.6')
+    ax.axvline(majority, color=color, label=name, **dotted)
     if not both: ax.axvline(teacher, color='black', lw=1, zorder=.9, label='teacher')
 
+# %% ../nbs/14_plots.ipynb #57face7d
 def score_dots(
     values:pd.Series,   # Percent, a row per run under (panel, method)
     lines:Mapping,      # Panel to {'teacher':…, 'majority':…}
@@ -243,20 +278,23 @@ def score_dots(
     demo:bool=False,    # Mark the picture as demo data
 )->Figure:
     "Scores of all methods, a panel per task: a dot per seed, a bar at the mean of several."
-    panels,methods = list(dict.fromkeys(values.index.get_level_values(0))),students([], values.index.get_level_values(1))
+    panel_of,method_of = (values.index.get_level_values(i) for i in (0,1))
+    panels,methods = list(dict.fromkeys(panel_of)),students([], method_of)
+    size = max(5, 2.4*len(panels)), .9+.17*len(methods)
     with style():
-        fig,axs = figure(title, demo, 1, len(panels), (max(5, 2.4*len(panels)), .9+.17*len(methods)), True, sharey=True)
+        fig,axs = figure(title, demo, 1, len(panels), size, True, sharey=True)
         for ax,panel in zip(axs[0], panels):
             _levels(ax, **lines[panel])
             beside(ax, -1, 'seeds')
             for y,m in enumerate(methods):
-                v = values[(values.index.get_level_values(0)==panel) & (values.index.get_level_values(1)==m)].to_numpy()
+                v = values[(panel_of==panel) & (method_of==m)].to_numpy()
                 spread(ax, y, v, m)
                 beside(ax, y, str(len(v) or 'not run'))
             ax.set(title=panel, xlabel='dev score (%)')
         methods_axis(axs[0], methods)
-        key = {o.get_label():o for ax in axs[0] for o in ax.get_legend_handles_labels()[0]}.values()
-        fig.legend(handles=list(key), **(dict(loc='outside right upper') if demo else dict(loc='outside lower center', ncols=3)))
+        key = {o.get_label():o for ax in axs[0] for o in ax.get_legend_handles_labels()[0]}
+        place = dict(loc='outside right upper') if demo else dict(loc='outside lower center', ncols=3)
+        fig.legend(handles=list(key.values()), **place)
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08
@@ -264,13 +302,14 @@ def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
 )->list[Path]: # The PNG and the SVG file
-    "Write `fig` as PNG and SVG, the same bytes each time."
-    out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
-    out[0].parent.mkdir(parents=True, exist_ok=True)
+    "Write `fig` as PNG and SVG, whole or not at all, the same bytes each time."
+    png,svg,names = io.BytesIO(),io.StringIO(),{}
     with style(), plt.rc_context({'svg.hashsalt':'fsd'}):
-        fig.savefig(out[0], dpi=200, metadata={'Software':None})
-        fig.savefig(svg := io.StringIO(), format='svg', metadata={'Date':None, 'Creator':None})
-    names = {}
-    number = lambda m: names.setdefault(m[0], f'p{len(names)}')
-    out[1].write_bytes(re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue()).encode())
+        fig.savefig(png, format='png', dpi=200, metadata={'Software':None})
+        fig.savefig(svg, format='svg', metadata={'Date':None, 'Creator':None})
+    def number(m): return names.setdefault(m[0], f'p{len(names)}')
+    text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue())
+    out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
+    for o,content in zip(out, (png.getvalue(), text.encode())):
+        with atomic(o) as tmp: tmp.write_bytes(content)
     return out

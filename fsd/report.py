@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from . import runs
-from .paper import method_order, task_order, beside_paper
+from .paper import in_order, task_order, beside_paper
 from .tasks import by_metric, tasks
 from .kept import atomic, outputs
 from .runs import Run
@@ -34,12 +34,16 @@ def made_up(
     **parts, # Further parts of the record, such as `analysis`
 )->Run: # Without a folder on the disk
     "A run that was never run, for chapters and tests."
-    settings = dict(task=task, method=method, seed=seed, padding='paper', precision='bf16', batch_size=32, teacher_seed=42, max_steps=None, train_examples=None) | overrides
+    settings = dict(task=task, method=method, seed=seed, padding='paper', precision='bf16', batch_size=32,
+                    teacher_seed=42, max_steps=None, train_examples=None) | overrides
     data = dict(source=source, where=source, fingerprint=source, partial=False, rows={})
     of = lambda v: {split:dict.fromkeys(tasks[task].metrics, v) for split in tasks[task].dev}
-    record = dict(kind=runs.kind_of(settings, data), settings=settings, overrides=overrides, data=data, model=dict(name=model, source=source), environment=dict(commit=None, device='none'),
-                  seconds={}, peak_memory=None, scores=dict(teacher=of(teacher), student=of(score)), best=of(score), history=[]) | parts
-    return Run(runs.folder_of(settings, model, record['kind'], overrides).relative_to(outputs()), runs.check(record))
+    record = dict(kind=runs.kind_of(settings, data), settings=settings, overrides=overrides, data=data,
+                  model=dict(name=model, source=source), environment=dict(commit=None, device='none'),
+                  seconds={}, peak_memory=None, scores=dict(teacher=of(teacher), student=of(score)),
+                  best=of(score), history=[]) | parts
+    folder = runs.folder_of(settings, model, record['kind'], overrides)
+    return Run(folder.relative_to(outputs()), runs.check(record))
 
 # %% ../nbs/17_report.ipynb #c083e4a1
 def results(
@@ -57,8 +61,7 @@ def _reads(method:str, knobs=None)->set|None:
     from fsd.methods import methods, reads # not above: what only reads records needs no torch
     return reads(method, knobs) if method in methods else None
 
-def _reads_padding(method:str)->bool: return 'padding' in (_reads(method) or {'padding'})
-
+# %% ../nbs/17_report.ipynb #8bbf2131
 def belongs(
     run:Run,
     model:str,   # Its short name
@@ -67,13 +70,16 @@ def belongs(
     also:tuple=(), # Further settings that may have been changed by hand
 )->bool:
     "Whether `run` is part of the reproduction with `model`, `padding` and `precision`."
-    usual = set(run.record['overrides'])<={'padding','precision',*also}
-    s = run.record['settings']
-    return run.model==model and usual and s['precision']==precision and (s['padding']==padding or not _reads_padding(run.method))
+    s,changed = run.record['settings'],run.record['overrides']
+    either = 'padding' not in (_reads(run.method) or {'padding'})
+    same = run.model==model and s['precision']==precision and (s['padding']==padding or either)
+    return same and set(changed)<={'padding','precision',*also}
 
 # %% ../nbs/17_report.ipynb #944ad310
-def outdated(run:Run)->dict[str,tuple]: # Setting to (then, now)
-    "Where `settings.ini` now says something else for this task, model and method than the run was made with, of what the method reads."
+def outdated(
+    run:Run,
+)->dict[str,tuple]: # Setting to (then, now); empty for a run that would be the same today
+    "Where `settings.ini` now says something else for this run than it was made with, of what its method reads."
     s,now = run.record['settings'],resolve(run.task, run.method, run.model)
     usual = asdict(now)
     read = _reads(run.method, now) or set(usual)-beside-{'task','method'}
@@ -86,18 +92,26 @@ def comparable(
     also:tuple=(), # Settings, besides the seed, in which runs of a method may differ
 )->list[Run]: # By task, method and seed, in the order of the paper's tables
     "`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not."
-    found,seen = results(found),{}
-    same = dict(models=lambda o: o.model, data=lambda o: o.record['data']['fingerprint']) | ({} if also else dict(teachers=lambda o: o.teacher))
+    found,seen,first = results(found),{},{}
+    same = dict(models=lambda o: o.model, data=lambda o: o.record['data']['fingerprint'])
+    if not also: same['teachers'] = lambda o: o.teacher
     for o in found:
         key = (o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also))
-        if key in seen: raise ValueError(f'two runs of {o.task}, {o.method}, seed {o.seed}: {seen[key]} and {o.folder}; a table takes one')
-        seen[key] = o.folder
-        first = next(p for p in found if p.task==o.task)
+        if key in seen:
+            raise ValueError(f'two runs of {o.task}, {o.method}, seed {o.seed}: {seen[key]} and {o.folder}; '
+                             'a table takes one')
+        seen[key],one = o.folder,first.setdefault(o.task, o)
         for what,of in same.items():
-            if of(o)!=of(first): raise ValueError(f'runs of {o.task} have different {what}: {first.folder} and {o.folder}')
-    return sorted(found, key=lambda o: (task_order.index(o.task), *((method_order.index(o.method), '') if o.method in method_order else (len(method_order), o.method)), o.seed))
+            if of(o)!=of(one): raise ValueError(f'runs of {o.task} have different {what}: {one.folder} and {o.folder}')
+    order = in_order(o.method for o in found)
+    return sorted(found, key=lambda o: (task_order.index(o.task), order.index(o.method), o.seed))
 
 # %% ../nbs/17_report.ipynb #de345b8c
+def _said(old:dict[str,dict])->str:
+    "In words, what `outdated` says by folder."
+    def words(then): return ', '.join(f'{k} was {a}, is {b}' for k,(a,b) in then.items())
+    return 'left out, as settings.ini has changed since: '+'; '.join(f'{o} ({words(then)})' for o,then in old.items())
+
 def reproduction(
     model:str='all-minilm-l6-v2', # Short name of the encoder
     padding:str='masked', # 'masked': padding is left out of the structures; 'paper': it takes part
@@ -105,14 +119,14 @@ def reproduction(
     root:Path|None=None, # Where the runs lie; `outputs()/'runs'` if None
     also:tuple=(), # Further settings that may have been changed by hand, such as ('batch_size',) for Table 5
 )->list[Run]: # Maybe none
-    "The runs of one reproduction, in the order of the paper's tables."
+    "The runs of one reproduction, in the order of the paper's tables; a warning names those that are outdated."
     if padding not in ('masked','paper'): raise ValueError(f"padding={padding!r} is neither 'masked' nor 'paper'")
     if precision not in ('bf16','fp32'): raise ValueError(f"precision={precision!r} is neither 'bf16' nor 'fp32'")
     root = Path(root or outputs()/'runs')
     found = results(runs.find(root, None)) if root.is_dir() else []
     found = [o for o in found if belongs(o, model, padding, precision, also)]
-    if old := {str(o.folder):then for o in found if (then := outdated(o))}:
-        warnings.warn('left out, as settings.ini has changed since: ' + '; '.join(f"{o} ({', '.join(f'{k} was {a}, is {b}' for k,(a,b) in then.items())})" for o,then in old.items()))
+    old = {str(o.folder):then for o in found if (then := outdated(o))}
+    if old: warnings.warn(_said(old))
     return comparable([o for o in found if str(o.folder) not in old], also)
 
 # %% ../nbs/17_report.ipynb #890dc26d
@@ -131,7 +145,8 @@ _columns = ['task','method','seed','split','metric','percent']
 
 def _tidy(rows:Iterable[tuple])->pd.DataFrame:
     "From (task, method, seed, scores by split)."
-    tidy = [(*who, split, metric, float('nan') if v is None else 100*v) for *who,splits in rows for split,o in splits.items() for metric,v in by_metric({split:o}).items()]
+    each = [(who, split, by_metric({split:o})) for *who,splits in rows for split,o in splits.items()]
+    tidy = [(*who, split, m, float('nan') if v is None else 100*v) for who,split,o in each for m,v in o.items()]
     return pd.DataFrame(tidy, columns=_columns).astype({'seed':int, 'percent':float})
 
 def scores(
@@ -140,6 +155,7 @@ def scores(
     "The students' dev scores, one per row."
     return _tidy((o.task, o.method, o.seed, o.scores) for o in results(found))
 
+# %% ../nbs/17_report.ipynb #da0d51c9
 def teachers(
     found:Iterable[Run],
 )->pd.DataFrame: # As `scores`, with 'teacher' as the method and its own seed
@@ -151,45 +167,61 @@ def teachers(
 def _flat(frame:pd.DataFrame)->pd.DataFrame:
     "With the index as columns, and one name per column."
     if frame.index.names!=[None]: frame = frame.reset_index()
-    return frame.set_axis([' '.join(str(p) for p in c if str(p)) if isinstance(c, tuple) else str(c) for c in frame.columns], axis=1)
+    def name(c): return ' '.join(str(p) for p in c if str(p)) if isinstance(c, tuple) else str(c)
+    return frame.set_axis(map(name, frame.columns), axis=1)
 
 def _word(v, decimals:int)->str:
     if pd.isna(v) or v=='': return '–'
     if not isinstance(v, float): return str(v).replace('|', r'\|')
-    return f'<{10**-decimals:.{decimals}f}' if 1e-12<v<.5*10**-decimals else f'{round(v, decimals)+0.:.{decimals}f}'
+    least = 10**-decimals
+    return f'<{least:.{decimals}f}' if 1e-12<v<.5*least else f'{round(v, decimals)+0.:.{decimals}f}'
 
+# %% ../nbs/17_report.ipynb #7f03fca1
 def markdown(
     frame:pd.DataFrame,
     decimals:int=2, # Of numbers that are not whole
 )->str: # A table, with `–` for what is missing
     "`frame` in Markdown; a named index becomes columns."
     frame = _flat(frame)
-    rows = [list(frame.columns), ['---']*len(frame.columns), *([_word(v, decimals) for v in r] for r in frame.itertuples(index=False, name=None))]
-    return ''.join('| '+' | '.join(r)+' |\n' for r in rows)
+    body = ([_word(v, decimals) for v in r] for r in frame.itertuples(index=False, name=None))
+    return ''.join('| '+' | '.join(r)+' |\n' for r in (list(frame.columns), ['---']*len(frame.columns), *body))
 
+# %% ../nbs/17_report.ipynb #215bd83d
 def save_table(
     frame:pd.DataFrame,
     name:str, # Of the files, without suffix
     decimals:int=2, # In the Markdown; the CSV keeps eight digits
 )->list[Path]: # The CSV and the Markdown file
     "Write `frame` to `outputs()/'tables'`, the same bytes each time."
-    if not re.fullmatch(r'\w[\w-]*', name): raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
-    texts = {'csv':_flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n'), 'md':markdown(frame, decimals)}
-    out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in texts]
-    for path,text in zip(out, texts.values()):
+    if not re.fullmatch(r'\w[\w-]*', name):
+        raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
+    csv = _flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n')
+    out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in ('csv','md')]
+    for path,text in zip(out, (csv, markdown(frame, decimals))):
         with atomic(path) as tmp: tmp.write_bytes(text.encode())
     return out
 
 # %% ../nbs/17_report.ipynb #6374fc86
-def siblings(run:runs.Run)->dict[str,runs.Run]:
-    "Finished runs of the same task, model, seed, data and training, by method, whose losses were not changed by hand otherwise than those of `run`, and which `settings.ini` would make the same today; `run` itself last."
-    losses,changed = {f.name for f in fields(Knobs)} - {'max_length'},run.record['overrides'].items()
-    def same(o): return o.task, o.model, o.seed, o.record['data']['fingerprint'], {k:v for k,v in o.record['overrides'].items() if k not in losses}
-    def usual(o): return {k:v for k,v in o.record['overrides'].items() if k in losses}.items() <= changed
-    return {o.method:o for o in runs.find(kind=run.kind) if same(o)==same(run) and usual(o) and o.method!=run.method and not outdated(o)} | {run.method:run}
+def siblings(
+    run:Run,
+)->dict[str,Run]: # By method; `run` itself last
+    """Finished runs that differ from `run` in their method.
+
+    They share its task, model, seed, data and training, have no losses changed by hand that `run` has not,
+    and would come out the same under today's `settings.ini`.
+    """
+    losses = {f.name for f in fields(Knobs)} - {'max_length'}
+    def changed(o, in_losses): return {k:v for k,v in o.record['overrides'].items() if (k in losses)==in_losses}
+    def same(o): return o.task, o.model, o.seed, o.record['data']['fingerprint'], changed(o, False)
+    def usual(o): return changed(o, True).items()<=run.record['overrides'].items()
+    others = (o for o in runs.find(kind=run.kind) if o.method!=run.method and same(o)==same(run) and usual(o))
+    return {o.method:o for o in others if not outdated(o)} | {run.method:run}
 
 # %% ../nbs/17_report.ipynb #f7a7bb2d
-def beside_siblings(run:runs.Run)->pd.DataFrame:
+def beside_siblings(
+    run:Run,
+)->pd.DataFrame: # Rows methods, columns (metric, 'ours'|'paper'); 'ours' says so where it is no result
     "Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number."
     ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in siblings(run).items()}
-    return beside_paper(run.task, ours).rename(columns={'ours':{'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')}, level=1)
+    kind = {'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')
+    return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1)

@@ -10,10 +10,9 @@ __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recompute
 from collections.abc import Sequence
 
 import numpy as np, pandas as pd
-from scipy import stats
 
 from .paper import table_rows, task_order
-from .tasks import tasks
+from .tasks import by_metric, tasks
 from .runs import Run
 
 # %% ../nbs/18_significance.ipynb #0806071c
@@ -21,9 +20,11 @@ def welch(
     mean:float, std:float, n:int, # Of the method; standard deviation with n - 1
     mean_b:float, std_b:float, n_b:int, # Of the baseline
 )->float: # p; `nan` where there is no spread to compare with
-    "One-sided Welch test: how probable so large a lead over the baseline is, if there is none."
+    "One-sided Welch test (Welch 1947): how probable so large a lead over the baseline is, if there is none."
+    from scipy.stats import ttest_ind_from_stats # not above: seconds, which tables without a test need not wait
     if min(n, n_b)<2 or not std+std_b>0: return float('nan')
-    return float(stats.ttest_ind_from_stats(mean, std, n, mean_b, std_b, n_b, equal_var=False, alternative='greater').pvalue)
+    both = mean, std, n, mean_b, std_b, n_b
+    return float(ttest_ind_from_stats(*both, equal_var=False, alternative='greater').pvalue)
 
 # %% ../nbs/18_significance.ipynb #9a39df4a
 baselines = ('vkd','pkd','rkd','minilm')
@@ -35,28 +36,32 @@ def spread(
     g = tidy.groupby(['task','metric','method'], sort=False).percent
     return pd.DataFrame(dict(mean=g.mean(), std=g.std(), n=g.count()))
 
+# %% ../nbs/18_significance.ipynb #77725b28
 def lead(
     s:pd.DataFrame, # From `spread`
     method:str='fsd',
     among:Sequence[str]=baselines, # Those that were run take part
 )->pd.DataFrame: # Rows (task, metric), columns baseline, difference and p
     "How far `method` is ahead of the best baseline, and Welch's p."
-    rows = {}
-    for (task,metric),g in s.dropna(subset='mean').groupby(level=[0,1], sort=False):
+    rows,three = {},['mean','std','n']
+    for who,g in s.dropna(subset='mean').groupby(level=[0,1], sort=False):
         g = g.droplevel([0,1])
         others = g[g.index.isin(among)]
         if method not in g.index or others.empty: continue
         best = others['mean'].idxmax()
-        rows[task,metric] = best, g.loc[method,'mean']-g.loc[best,'mean'], welch(*g.loc[method,['mean','std','n']], *g.loc[best,['mean','std','n']])
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['baseline','difference','p']).set_axis(pd.MultiIndex.from_tuples(rows, names=['task','metric']))
+        p = welch(*g.loc[method, three], *g.loc[best, three])
+        rows[who] = best, g.loc[method,'mean']-g.loc[best,'mean'], p
+    index = pd.MultiIndex.from_tuples(rows, names=['task','metric'])
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['baseline','difference','p']).set_axis(index)
 
 # %% ../nbs/18_significance.ipynb #cef941a8
 def printed(
     n:int=5, # Runs of each method; not stated in the paper
 )->pd.DataFrame: # Rows (task, metric, method), columns mean, std, n and p
     "Tables 2 and 3 of the paper, tasks in their order."
-    rows = [dict(r, task=task, n=n) for task in task_order for table in (2,3) for r in table_rows(table, task) if r['method'] in (*baselines,'fsd')]
-    return pd.DataFrame(rows).set_index(['task','metric','method'])[['mean','std','n','p']].astype({'p':float})
+    every = [dict(r, task=task, n=n) for task in task_order for table in (2,3) for r in table_rows(table, task)]
+    rows = pd.DataFrame([r for r in every if r['method'] in (*baselines,'fsd')])
+    return rows.set_index(['task','metric','method'])[['mean','std','n','p']].astype({'p':float})
 
 # %% ../nbs/18_significance.ipynb #9ed86209
 def fits(
@@ -75,13 +80,14 @@ def recomputed(
 )->pd.DataFrame: # Rows (task, metric)
     "Welch's p from the paper's own means and standard deviations, beside the p it prints."
     s = printed(n)
-    found = lead(s)
+    found,theirs = lead(s),s.xs('fsd', level='method').p
     def reach(task, metric, best):
         f,b = (s.loc[(task,metric,m), ['mean','std']].astype(float) for m in ('fsd',best))
         h = (-.005,.005)
         return [welch(f['mean']+i, f['std']+j, n, b['mean']-i, b['std']+k, n) for i in h for j in h for k in h]
     reaches = [reach(*k, best) for k,best in found.baseline.items()]
-    return found.assign(least=list(map(min, reaches)), most=list(map(max, reaches)), printed=s.xs('fsd', level='method').p.reindex(found.index))
+    least,most = (list(map(f, reaches)) for f in (min, max))
+    return found.assign(least=least, most=most, printed=theirs.reindex(found.index))
 
 # %% ../nbs/18_significance.ipynb #dd190151
 def _classified(metric, pred, labels, w):
@@ -108,6 +114,7 @@ def _correlated(metric, pred, labels, w):
         return np.where(below>0, mean(x*y)[:,0]/np.where(below>0, below, 1), 0)
     return np.stack([one(x) for x in pred], 1)
 
+# %% ../nbs/18_significance.ipynb #b2148b3c
 def drawn_scores(
     task:str,
     logits:np.ndarray, # (S, n, C), of S runs
@@ -122,6 +129,17 @@ def drawn_scores(
     return {m:score(m, pred, labels, w) for m in t.metrics}
 
 # %% ../nbs/18_significance.ipynb #fe67864a
+def _draws(
+    n:int, # Examples
+    draws:int,
+    seed:int,
+): # Of arrays (B, n), in parts that memory holds; all together `draws` rows
+    "How often each of `n` examples is drawn, with replacement."
+    rng,step = np.random.default_rng(seed),max(1, 2_000_000//n)
+    for size in [step]*(draws//step) + [draws%step]*(draws%step>0):
+        at = rng.integers(n, size=(size,n)) + n*np.arange(size)[:,None]
+        yield np.bincount(at.ravel(), minlength=size*n).reshape(size, n)
+
 def bootstrap(
     task:str,
     logits:np.ndarray,   # The method's, (S, n, C), of S runs
@@ -130,20 +148,22 @@ def bootstrap(
     draws:int=2000,
     seed:int=0,
 )->pd.DataFrame: # Rows metrics, columns difference, low, high (95 %), all in points, and p
-    "Paired bootstrap over the examples: how far the method is ahead, a two-sided interval, and as p the share of draws in which it is not ahead."
-    n,rng,parts = len(labels),np.random.default_rng(seed),[]
-    both = [np.asarray(l, float) for l in (logits,logits_b)]
-    if any(l.ndim!=3 or l.shape[1]!=n for l in both): raise ValueError(f'logits must be (runs, {n}, classes) for {n} labels, not {both[0].shape} and {both[1].shape}')
+    """Paired bootstrap over the examples (Efron 1979): how far the method is ahead, and how sure that is.
+
+    The interval is two-sided; p is the share of draws in which the method is not ahead.
+    """
+    n,both = len(labels),[np.asarray(l, float) for l in (logits,logits_b)]
+    if any(l.ndim!=3 or l.shape[1]!=n for l in both):
+        shapes = f'{both[0].shape} and {both[1].shape}'
+        raise ValueError(f'logits must be (runs, {n}, classes) for {n} labels, not {shapes}')
     def ahead(w):
         a,b = (drawn_scores(task, l, labels, w) for l in both)
         return {m:100*(a[m].mean(1)-b[m].mean(1)) for m in a}
-    step = max(1, 2_000_000//n) # counts held at a time
-    for size in [step]*(draws//step) + [draws%step]*(draws%step>0):
-        at = rng.integers(n, size=(size,n)) + n*np.arange(size)[:,None]
-        parts.append(ahead(np.bincount(at.ravel(), minlength=size*n).reshape(size, n)))
+    parts = [ahead(w) for w in _draws(n, draws, seed)]
     def row(m, whole):
         d = np.concatenate([p[m] for p in parts])
-        return dict(difference=whole, low=np.quantile(d, .025), high=np.quantile(d, .975), p=(1+(d<=1e-9).sum())/(1+len(d)))
+        low,high = np.quantile(d, .025),np.quantile(d, .975)
+        return dict(difference=whole, low=low, high=high, p=(1+(d<=1e-9).sum())/(1+len(d)))
     return pd.DataFrame({m:row(m, v.item()) for m,v in ahead(np.ones((1,n))).items()}).T.rename_axis('metric')
 
 # %% ../nbs/18_significance.ipynb #47c5a3d3
@@ -152,7 +172,9 @@ def _logits(found, split):
     read = [o.arrays() for o in found]
     labels = read[0][f'labels_{split}']
     for o,a in zip(found, read):
-        if not np.array_equal(a[f'labels_{split}'], labels): raise ValueError(f'{o.folder} and {found[0].folder} have different labels in {split}; they were not run on the same data')
+        if np.array_equal(a[f'labels_{split}'], labels): continue
+        raise ValueError(f'{o.folder} and {found[0].folder} have different labels in {split}; '
+                         'they were not run on the same data')
     return np.stack([a[f'student_{split}'] for a in read]),labels
 
 def bootstrap_runs(
@@ -161,12 +183,14 @@ def bootstrap_runs(
     draws:int=2000,
 )->pd.DataFrame: # As `bootstrap`; MNLI's metrics are accuracy_m and accuracy_mm
     "`bootstrap` of the predictions of these runs."
-    if len(task := {o.task for o in (*found,*found_b)})!=1: raise ValueError(f'runs of one task are compared, not of {sorted(task)}')
-    t,short,parts = tasks[task.pop()],{'validation_matched':'_m', 'validation_mismatched':'_mm'},[]
+    every = [*found,*found_b]
+    if len(names := {o.task for o in every})!=1:
+        raise ValueError(f'runs of one task are compared, not of {sorted(names)}')
+    t,parts = tasks[names.pop()],[]
     for split in t.dev:
-        name = {m:m+short.get(split, '') for m in t.metrics}
-        if all('predictions.npz' in o.record.get('files', {}) for o in (*found,*found_b)):
-            both,labels = _logits([*found,*found_b], split)
+        name = {m:k for k,m in by_metric({split:{m:m for m in t.metrics}}).items()}
+        if all('predictions.npz' in o.record.get('files', {}) for o in every):
+            both,labels = _logits(every, split)
             parts.append(bootstrap(t.name, both[:len(found)], both[len(found):], labels, draws).rename(name))
         else: parts.append(pd.DataFrame(np.nan, list(name.values()), ['difference','low','high','p']))
     return pd.concat(parts).rename_axis('metric')

@@ -40,6 +40,10 @@ def test_unknown_names_are_refused(call):
     with pytest.raises(ValueError, match='unknown'): call()
 
 
+def test_methods_that_the_paper_does_not_have_follow_by_name():
+    frame = beside_paper('wnli', {m: {'accuracy': .5} for m in ('pkt', 'mine', 'sp', 'fsd')})
+    assert list(frame.index)[-3:] == ['fsd', 'mine', 'pkt'] and list(frame.index).index('sp') < list(frame.index).index('fsd')
+
 def test_beside_paper_without_scores_is_the_paper():
     frame = beside_paper('cola', {})
     assert frame['matthews', 'ours'].isna().all() and list(frame.index) == [m for m in paper_methods if m != 'nods']

@@ -33,7 +33,7 @@ def run(root, task='mrpc', method='vkd', seed=0, value=.7, maps=True, **kw):
 def found(tmp_path_factory):
     "Half of the methods and one more, three seeds of one, and an old record that lacks nearly everything."
     root = tmp_path_factory.mktemp('figures')
-    some = [run(root, method=m, value=.6 + .015*i) for i, m in enumerate(dict.fromkeys([*method_order[1::2], 'vkd', 'wid', 'fsd', 'mine']))]
+    some = [run(root, method=m, value=.6 + .015*i) for i, m in enumerate(dict.fromkeys([*method_order[1::2], 'vkd', 'wid', 'fsd', 'mine', 'pkt']))]
     some += [run(root, method='fsd', seed=s, value=.9 + .01*s) for s in (1, 2)]
     old = [run(root, task='rte', method='vkd', maps=False, analysis={}, probe=[])]
     return some + old
@@ -99,7 +99,17 @@ def test_no_runs_at_all_leave_labelled_places():
 def test_every_method_has_its_place_and_its_look():
     assert set(method_order) <= {'teacher', *methods.methods}
     assert [m for m in method_order if m in paper_methods] == list(paper_methods)
-    for key in ('label', 'color', 'marker'): assert len({plots.look(m)[key] for m in method_order}) == len(method_order), key
+    everyone = {*method_order, *methods.methods}
+    for key in ('label', 'color', 'marker'): assert len({plots.look(m)[key] for m in everyone}) == len(everyone), key
+
+def test_a_method_without_a_place_comes_last_in_every_picture_with_its_own_look(drawn, found):
+    assert plots.students(found)[-3:] == ['fsd', 'mine', 'pkt'] and 'pkt' not in method_order
+    for name in ('restoration', 'between'):
+        assert any([t.get_text() for t in ax.get_yticklabels()][-2:] == ['mine (1)', 'PKT (1)'] for ax in drawn[name].axes), name
+    assert [t.get_text() for t in drawn['relations'].legends[0].get_texts()][-2:] == ['mine (1)', 'PKT (1)']
+    assert [ax.get_title().split('\n')[0] for ax in drawn['maps'].axes if '(1)' in ax.get_title()][-2:] == ['mine (1)', 'PKT (1)']
+    its = {(l.get_color(), l.get_marker()) for ax in drawn['relations'].axes for l in ax.lines}
+    assert (plots.look('pkt')['color'], plots.look('pkt')['marker']) in its and plots.look('pkt')['label'] == methods.methods['pkt'].look[0]
 
 def test_a_method_looks_the_same_in_every_picture(drawn):
     stars = {l.get_color() for name in ('relations', 'between') for ax in drawn[name].axes for l in ax.lines if l.get_marker() == '*'}

@@ -1,19 +1,19 @@
 """Tables of the paper from made-up records: what is missing is a hole, what is no result is refused by name, what is saved twice is the same."""
-import random
+import random, subprocess, sys
 import numpy as np, pandas as pd, pytest
 from fsd import runs
 from fsd.kept import Damaged
 from fsd.report import comparable, made_up, markdown, reproduction, save_table, scores, teachers
 from fsd.runs import Run
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
-from fsd.tables import ablation, batch, cka, claims, cost, glue, ranks, sizes
+from fsd.tables import ablation, batch, chosen, cka, claims, cost, glue, ranks, sizes
 
 tables = dict(glue=glue.make, tests=glue.tests, ablation=ablation.make, batch=batch.make, cka=cka.make, ranks=ranks.make, differences=ranks.differences, cost=cost.make, claims=claims.make)
 of_paper = ('nods','vkd','pkd','rkd','minilm','fsd_i','fsd_l','fsd_g','fsd_il','fsd')
 
 def full(task='mrpc', method='vkd', seed=0, **kw):
     "A made-up run with everything a table reads from the record."
-    v = .5+.02*of_paper.index(method)+.01*seed
+    v = .5+.02*(of_paper.index(method) if method in of_paper else 0)+.01*seed
     means = dict(diagonal=v, rest=.3)
     probe = [dict(step=5, probe={p:dict.fromkeys(ranks.quantities, 1-v) for p in ('paper','masked')})]
     return made_up(task, method, seed, v, probe=probe, parameters=dict(student=10),
@@ -60,6 +60,39 @@ def test_a_table_of_runs_has_numbers_and_does_not_depend_on_their_order(name):
     assert ours(table).notna().any(axis=None)
     random.Random(0).shuffle(found)
     assert markdown(tables[name](found), 6)==markdown(table, 6)
+
+def test_reading_results_loads_no_models_no_statistics_and_pictures_only_for_figures():
+    code = """
+import importlib, pkgutil, sys
+import fsd.report, fsd.significance, fsd.tables, fsd.figures
+def load(package):
+    for m in pkgutil.iter_modules(package.__path__): importlib.import_module(f'{package.__name__}.{m.name}')
+    return {'torch','transformers','datasets','accelerate','sklearn','scipy'} & set(sys.modules)
+assert not (bad := load(fsd.tables)), bad
+assert 'matplotlib' not in sys.modules
+assert not (bad := load(fsd.figures)), bad
+"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+
+# ---------------------------------------------------------------- a method that the paper's order does not have
+
+def test_a_method_without_a_place_comes_last_in_every_table_that_has_it():
+    found = [full('mrpc', m) for m in ('sp','pkt','mine','fsd','vkd')]
+    assert [o.method for o in comparable(found)]==['vkd','sp','fsd','mine','pkt']
+    for table in (glue.make(found).loc[('mrpc','f1','ours')], cka.make(found, 'masked').loc[('mrpc','biased')], cost.make(found)['millions, ours']):
+        assert list(table.index)[-3:]==['fsd','mine','pkt'] and table[['mine','pkt']].notna().all()
+    looked = ranks.looks(found).index.get_level_values('method')
+    assert {'pkt','mine'}<=set(looked) and ours(glue.make(found)).columns.tolist()[-1]=='pkt'
+
+def test_trials_of_a_method_without_a_place_are_a_grid_too():
+    def trial(method, lr): return made_up('mrpc', method, overrides=dict(holdout=.2, lr=lr), scores=dict(teacher={}, student=dict(holdout=dict(f1=.7, accuracy=.6))))
+    table = chosen.grids([trial(m, lr) for m in ('pkt','fsd') for lr in (1e-4,5e-5)])
+    assert table.index.get_level_values('method').tolist()==['fsd']*2+['pkt']*2 and table.chosen.tolist()==['yes','']*2
+
+def test_a_floor_is_not_lost_by_a_trial_that_lacks_it():
+    def trial(method, **more): return made_up('mrpc', method, overrides=dict(holdout=.2), scores=dict(teacher={}, student=dict(holdout=dict(f1=.7, accuracy=.6)), **more))
+    assert chosen.grids([trial('vkd', majority=dict(holdout=dict(f1=.5, accuracy=.5))), trial('fsd')]).index[0]==('majority','mrpc')
 
 # ---------------------------------------------------------------- the reproduction
 

@@ -12,26 +12,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
+from ..analysis import cka_batch, cka_of, estimators
 from ..paper import paper_cka, task_order
 from ..tasks import tasks
 from ..plots import caption, figure, hole, look, methods_axis, padded, students, style
 from ..runs import Run
-from ..tables.cka import batch_sizes
 
 # %% ../../nbs/figures/fig5_between.ipynb #6bb68deb
-_kinds = ('biased','debiased')
-
 def diagonals(
     found:list[Run],
     padding:str='masked', # How padded positions were treated in measuring
-)->pd.DataFrame: # A row per run under (task, method): 'biased' and 'debiased', NaN where the record has none for this padding
+)->pd.DataFrame: # A row per run under (task, method): 'biased' and 'debiased', NaN where the record has none
     "Means of the diagonals of the CKA maps, first dev split."
-    def of(o):
-        cka = o.record.get('analysis', {}).get('cka', {}).get(tasks[o.task].dev[0], {})
-        own = cka if o.record['settings']['padding']==padding else cka.get(padding, {})
-        return [own.get(k, {}).get('diagonal', np.nan) for k in _kinds]
-    return pd.DataFrame([[o.task, o.method, *of(o)] for o in found], columns=['task','method',*_kinds]).set_index(['task','method']).astype(dict.fromkeys(_kinds, float))
+    def of(o): return [cka_of(o, padding).get(k, {}).get('diagonal', np.nan) for k in estimators]
+    frame = pd.DataFrame([[o.task, o.method, *of(o)] for o in found], columns=['task','method',*estimators])
+    return frame.set_index(['task','method']).astype(float)
 
+# %% ../../nbs/figures/fig5_between.ipynb #6f0f3134
 def share(
     value:float, # Mean diagonal of a method
     nods:float,  # And of the student without distillation
@@ -39,13 +36,14 @@ def share(
     "Share of the way from no distillation to the teacher."
     return (value-nods)/(1-nods)
 
+# %% ../../nbs/figures/fig5_between.ipynb #c0a36478
 def share_spread(
     values, # Mean diagonals of a method, one per seed
     nods,   # Of the student without distillation
 )->float: # To first order, seeds of the two being independent
     "Standard deviation of the share over seeds of both students."
-    way = 1-np.mean(nods)
-    return float(np.hypot(np.std(values, ddof=1), (1-share(np.mean(values), np.mean(nods)))*np.std(nods, ddof=1))/way)
+    left,std = 1-share(np.mean(values), np.mean(nods)),lambda v: np.std(v, ddof=1)
+    return float(np.hypot(std(values), left*std(nods))/(1-np.mean(nods)))
 
 def printed_share(
     value:float, nods:float, # As printed
@@ -56,10 +54,12 @@ def printed_share(
     return share(value-half, nods+half),share(value+half, nods-half)
 
 # %% ../../nbs/figures/fig5_between.ipynb #569629e8
+_ours,_theirs = (0,(1,1.5)),(0,(5,2)) # dashes of the two lines of noDS
+
 def _strip(ax, ours:dict, paper:dict, methods:list[str]):
     "One task and estimator: a row per method, from the undistilled student to 1."
-    for all_,dash in ((ours,(0,(1,1.5))), (paper,(0,(5,2)))):
-        if 'nods' in all_: ax.axvline(np.mean(all_['nods']), color='0.5', lw=1, ls=dash, zorder=.9)
+    for of,dash in ((ours,_ours), (paper,_theirs)):
+        if 'nods' in of: ax.axvline(np.mean(of['nods']), color='0.5', lw=1, ls=dash, zorder=.9)
     ax.axvline(1, color='black', lw=1.5)
     for y,m in enumerate(methods):
         l,v = look(m),ours.get(m, ())
@@ -70,28 +70,81 @@ def _strip(ax, ours:dict, paper:dict, methods:list[str]):
     ax.set_xlim(lowest-.06*(1-lowest), 1+.01*(1-lowest))
     ax.grid(False, axis='x')
 
-def _percent(*x:float)->str: return ' to '.join(dict.fromkeys(str(round(100*v)).replace('-','−') for v in x))
+# %% ../../nbs/figures/fig5_between.ipynb #84a2bbfb
+def _percent(*x:float)->str:
+    "Whole percents, '43 to 51', each said once."
+    return ' to '.join(dict.fromkeys(str(round(100*v)).replace('-','−') for v in x))
 
 def _share_words(v, nods)->str:
     "The share in percent, with ± where both students have several seeds."
-    return _percent(share(np.mean(v), np.mean(nods))) + (f' ± {_percent(share_spread(v, nods))}' if min(len(v), len(nods))>1 else '') + ' %'
+    spread = f' ± {_percent(share_spread(v, nods))}' if min(len(v), len(nods))>1 else ''
+    return f'{_percent(share(np.mean(v), np.mean(nods)))}{spread} %'
 
+# %% ../../nbs/figures/fig5_between.ipynb #4f42cc66
 def _column(ax, words:dict, methods:list[str]):
     "A column of `words`, by method; grey where they say why there is no number."
-    for y,m in enumerate(methods): ax.text(0, y, w := words.get(m, ''), va='center', fontsize=8, color='black' if w.endswith('%') else '0.35')
+    for y,m in enumerate(methods):
+        w = words.get(m, '')
+        ax.text(0, y, w, va='center', fontsize=8, color='black' if w.endswith('%') else '0.35')
 
+# %% ../../nbs/figures/fig5_between.ipynb #c42cc696
 def _key(fig, ax):
     "What the marks mean, in the place of the empty `ax`."
-    marks = [dict(marker='o', mfc='0.7', label='ours; bar: range of seeds'), dict(marker='D', mfc='none', label='paper, Table 6'), dict(lw=1.5, label='teacher'),
-             dict(color='0.5', ls=(0,(1,1.5)), label='our noDS'), dict(color='0.5', ls=(0,(5,2)), label="the paper's noDS")]
+    marks = [dict(marker='o', mfc='0.7', label='ours; bar: range of seeds'),
+             dict(marker='D', mfc='none', label='paper, Table 6'), dict(lw=1.5, label='teacher'),
+             dict(color='0.5', ls=_ours, label='our noDS'), dict(color='0.5', ls=_theirs, label="the paper's noDS")]
     lines = [Line2D([], [], **(dict(color='black', ls='' if 'marker' in k else '-') | k)) for k in marks]
-    legend = ax.legend(handles=lines, loc='center', ncols=3, bbox_to_anchor=(.5,.5), bbox_transform=blended_transform_factory(fig.transFigure, ax.transAxes))
+    place = dict(bbox_to_anchor=(.5,.5), bbox_transform=blended_transform_factory(fig.transFigure, ax.transAxes))
+    legend = ax.legend(handles=lines, loc='center', ncols=3, **place)
     legend.set_in_layout(False)
 
-def _batch_size(found:list[Run])->str:
-    sizes = ' or '.join(map(str, sorted(batch_sizes(found))))
-    return sizes and f'\nbatches of {sizes}'
+# %% ../../nbs/figures/fig5_between.ipynb #031ab432
+def _name(task:str, drawn:list[Run])->str:
+    "The task, and the size of the batches of its maps."
+    sizes = ' or '.join(map(str, sorted({cka_batch(o) for o in drawn if o.task==task}-{None})))
+    return tasks[task].folder + (sizes and f'\nbatches of {sizes}')
 
+# %% ../../nbs/figures/fig5_between.ipynb #f6eb32dc
+def _half(
+    ax, said, # Panel and its column of words
+    values:pd.Series, # Mean diagonals of one task and estimator, by method
+    theirs:dict, # The paper's, by method
+    methods:list[str], # Rows
+    absent:str, # What to say if nothing was measured
+)->dict: # Values by method, of those that were measured
+    "One task and estimator: strip and words."
+    ran = set(values.index)
+    ours = {m:v for m in methods if m in ran and len(v := values.loc[[m]].dropna().to_numpy())}
+    if not ours and not theirs: hole(ax, absent)
+    else:
+        _strip(ax, ours, theirs, methods)
+        words = {m:'not recorded' if m in ran else 'not run' for m in methods if m not in ours}
+        if 'nods' in ours: words |= {m:_share_words(v, ours['nods']) for m,v in ours.items() if m!='nods'}
+        _column(said, words, methods)
+    return ours
+
+# %% ../../nbs/figures/fig5_between.ipynb #9f60bf75
+def _row(
+    axs, # Five panels: biased, its words, the paper's, debiased, its words
+    frame:pd.DataFrame, # Of one task, from `diagonals`
+    theirs:dict, # The paper's, by method
+    methods:list[str], # Rows
+    absent:str, # What to say if nothing was measured
+):
+    "A task: both estimators, and the shares of the paper's numbers."
+    ours = _half(axs[0], axs[1], frame.biased, theirs, methods, absent)
+    shares = {m:f"{_percent(*printed_share(v, theirs['nods']))} %" for m,v in theirs.items() if m!='nods'}
+    _column(axs[2], shares, methods)
+    n = {m:len(ours.get(m, ())) for m in methods}
+    methods_axis([axs[0]], methods, n if max(n.values())>1 else None)
+    _half(axs[3], axs[4], frame.debiased, {}, methods, absent)
+    for ax in axs[[0,3]]:
+        ax.grid(bool(ax.lines), axis='y')
+        ax.tick_params(axis='y', length=0)
+        ax.tick_params(axis='x', labelsize=8)
+        ax.xaxis.set_major_locator(MaxNLocator(3))
+
+# %% ../../nbs/figures/fig5_between.ipynb #72119059
 def between(
     found:list[Run], # Of one model and padding
     padding:str='masked',
@@ -100,52 +153,48 @@ def between(
     "Figure 5: our methods, and the paper's, between no distillation and the teacher, a row of panels per task."
     only = only or [t for t in task_order if any(o.task==t for o in found)] or task_order[:1]
     frame = diagonals(found, padding)
-    ran = {t: list(dict.fromkeys(o.method for o in found if o.task==t)) for t in only}
-    paper = {t: {m:v for m,v in paper_cka(t).items() if m!='teacher'} for t in only}
-    shown = {t: students([o for o in found if o.task==t], paper[t]) for t in only}
+    paper = {t:{m:v for m,v in paper_cka(t).items() if m!='teacher'} for t in only}
+    shown = {t:students([o for o in found if o.task==t], paper[t]) for t in only}
     heights = [.17*len(shown[t])+.35 for t in only]
     drawn = [o for o,known in zip(found, frame.biased.notna()) if known]
+    words = (f'Mean diagonal CKA with the teacher, {padded[padding]}\n'
+             'in words: share of the way from noDS to the teacher')
+    layout = dict(height_ratios=[*heights,.4], width_ratios=[1,.42,.52,1,.42], sharey='row')
     with style():
-        fig,axs = figure(rows=len(only)+1, cols=5, size=(6.5,sum(heights)+1.3), whole=True, height_ratios=[*heights,.4], width_ratios=[1,.42,.52,1,.42], sharey='row', **caption(f'Mean diagonal CKA with the teacher, {padded[padding]}\nin words: share of the way from noDS to the teacher', drawn))
+        fig,axs = figure(rows=len(only)+1, cols=5, size=(6.5,sum(heights)+1.3), whole=True, **layout,
+                         **caption(words, drawn))
         for ax in [*axs[-1], *axs[:,[1,2,4]].flat]: ax.set_axis_off()
         for row,t in zip(axs, only):
-            for kind,ax,words,theirs in (('biased',row[0],row[1],paper[t]), ('debiased',row[3],row[4],{})):
-                ours = {m: v for m in ran[t] if len(v := frame.loc[[(t,m)],kind].dropna().to_numpy())}
-                if ours or theirs:
-                    _strip(ax, ours, theirs, shown[t])
-                    said = {m: _share_words(v, ours['nods']) for m,v in ours.items() if m!='nods' and 'nods' in ours}
-                    _column(words, {m: 'not recorded' if m in ran[t] else 'not run' for m in shown[t] if m not in ours} | said, shown[t])
-                else: hole(ax, f'not recorded with {padded[padding]}' if ran[t] else 'not run')
-                if kind=='biased':
-                    _column(row[2], {m: _percent(*printed_share(v, theirs['nods']))+' %' for m,v in theirs.items() if m!='nods'}, shown[t])
-                    n = {m: len(ours.get(m, ())) for m in shown[t]}
-                    methods_axis([row[0]], shown[t], n if max(n.values())>1 else None)
-            row[0].set_ylabel(tasks[t].folder+_batch_size([o for o in drawn if o.task==t]))
-            for ax in row[[0,3]]:
-                ax.grid(bool(ax.lines), axis='y')
-                ax.tick_params(axis='y', length=0)
-                ax.tick_params(axis='x', labelsize=8)
-                ax.xaxis.set_major_locator(MaxNLocator(3))
-        for ax,title in zip(axs[0], ('biased CKA','ours','paper','debiased CKA','ours')):
-            if title.endswith('CKA'): ax.set_title(title)
-            else: ax.set_title(title, loc='left', fontsize=8)
+            here = frame[frame.index.get_level_values('task')==t].droplevel('task')
+            absent = f'not recorded with {padded[padding]}' if len(here) else 'not run'
+            _row(row, here, paper[t], shown[t], absent)
+            row[0].set_ylabel(_name(t, drawn))
+        for ax,title in zip(axs[0, [0,3]], estimators): ax.set_title(f'{title} CKA')
+        for ax,title in zip(axs[0, [1,2,4]], ('ours','paper','ours')): ax.set_title(title, loc='left', fontsize=8)
         fig.align_ylabels(axs[:,0])
         _key(fig, axs[-1,0])
     return fig
 
 # %% ../../nbs/figures/fig5_between.ipynb #14f96031
+def _printed(ax, task:str, y:int):
+    "Row `y` of `published`: marks, and bars where rounding leaves room."
+    c = paper_cka(task)
+    for i,m in enumerate(m for m in c if m not in ('teacher','nods')):
+        l,at = look(m),y+.26*(i-1)
+        ax.plot([100*v for v in printed_share(c[m], c['nods'])], [at,at], color='black', lw=1, marker='|', ms=5)
+        mark = dict(ls='', color=l['color'], marker=l['marker'], mec='black', mew=.5, ms=6)
+        ax.plot(100*share(c[m], c['nods']), at, label=l['label'] if y==0 else None, **mark)
+
+# %% ../../nbs/figures/fig5_between.ipynb #c029d759
 def published()->Figure:
     "The paper's methods on the way from noDS, at 0, to the teacher, at 100, by its Table 6; a row per task."
+    title = ("Paper, Table 6: share of the way from noDS to the teacher\n"
+             "bars: what rounding to three digits leaves open")
     with style():
-        fig,axs = figure("Paper, Table 6: share of the way from noDS to the teacher\nbars: what rounding to three digits leaves open", size=(6.5,4.1), whole=True)
+        fig,axs = figure(title, size=(6.5,4.1), whole=True)
         ax = axs[0,0]
         for x in (0,100): ax.axvline(x, color='black', lw=1.5)
-        for y,t in enumerate(task_order):
-            c = paper_cka(t)
-            for i,m in enumerate(m for m in c if m not in ('teacher','nods')):
-                l,at = look(m),y+.26*(i-1)
-                ax.plot([100*v for v in printed_share(c[m], c['nods'])], [at,at], color='black', lw=1, marker='|', ms=5)
-                ax.plot(100*share(c[m], c['nods']), at, ls='', color=l['color'], marker=l['marker'], mec='black', mew=.5, ms=6, label=l['label'] if y==0 else None)
+        for y,t in enumerate(task_order): _printed(ax, t, y)
         ax.set(xlabel='share of the way (%)', yticks=range(len(task_order)), ylim=(len(task_order)-.4,-.6))
         ax.set_yticklabels(f"{tasks[t].folder} ({paper_cka(t)['nods']:.3f})" for t in task_order)
         ax.grid(False, axis='y')

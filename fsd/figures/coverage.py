@@ -16,20 +16,25 @@ from ..plots import figure, style
 def coverage(
     n:int,  # Training examples, or an array of them
     batch_size:int,
-)->float:
-    "Share of all pairs of `n` examples that meet in a mini-batch during one epoch; inferred, the paper prints no formula."
+)->float: # A fraction; inferred, the paper prints no formula
+    "Share of all pairs of `n` examples that meet in a mini-batch during one epoch."
     return (batch_size-1)/(n-1)
 
 # %% ../../nbs/figures/fig2_coverage.ipynb #899c52b6
+def _labels(near:float=1.2)->dict[int,str]: # Training examples to names
+    "Names of the tasks at their sizes; tasks of nearly one size share a label."
+    labels = {}
+    for t in sorted(tasks.values(), key=lambda t: t.sizes['train']):
+        n = t.sizes['train']
+        at = next((s for s in labels if n<near*s), n)
+        labels[at] = ', '.join(filter(None, (labels.get(at), t.folder)))
+    return labels
+
 def coverage_figure(
     batch_sizes:tuple[int,...]=(8,16,32,64),
 )->Figure:
     "Coverage against the number of training examples: a line per batch size, a mark per GLUE task."
-    sizes = sorted(t.sizes['train'] for t in tasks.values())
-    labels = {}
-    for t in sorted(tasks.values(), key=lambda t: t.sizes['train']):
-        near = next((s for s in labels if t.sizes['train']<1.2*s), t.sizes['train'])
-        labels[near] = ', '.join(filter(None, (labels.get(near), t.folder)))
+    sizes,labels = sorted(t.sizes['train'] for t in tasks.values()),_labels()
     n = np.geomspace(sizes[0]/1.5, sizes[-1]*1.5, 50)
     with style():
         fig,axs = figure('Share of all pairs of training examples that one epoch compares', size=(6.5,3.6))
@@ -39,12 +44,14 @@ def coverage_figure(
             ax.plot(n, 100*coverage(n, b), dash, color=color)
             ax.plot(sizes, [100*coverage(s, b) for s in sizes], marker, color=color, mec='black', mew=.5)
             ax.plot([], [], dash, marker=marker, color=color, mec='black', mew=.5, label=str(b))
-        ax.set(xscale='log', yscale='log', xlabel='training examples', ylabel='pairs compared in one epoch (%)', xlim=(n[0],n[-1]))
+        ax.set(xscale='log', yscale='log', xlim=(n[0],n[-1]))
+        ax.set(xlabel='training examples', ylabel='pairs compared in one epoch (%)')
         ax.yaxis.set_major_formatter(lambda v,_: f'{v:g}')
         ax.xaxis.set_major_formatter(lambda v,_: f'{v:,.0f}')
         above = ax.secondary_xaxis('top')
         above.set_xticks(list(labels), labels.values(), rotation=30, ha='left', rotation_mode='anchor')
         above.tick_params(which='minor', length=0)
         above.spines['top'].set_visible(False)
-        ax.legend(*(o[::-1] for o in ax.get_legend_handles_labels()), title='examples in a mini-batch', loc='lower left')
+        handles = (o[::-1] for o in ax.get_legend_handles_labels())
+        ax.legend(*handles, title='examples in a mini-batch', loc='lower left')
     return fig

@@ -17,20 +17,22 @@ from ..runs import Run
 
 # %% ../../nbs/figures/fig6_relations.ipynb #f4efe377
 batches = {'probe':'one fixed batch of 32 dev examples', 'training':'32 training examples a look, with dropout'}
-quantities = {'inter_euclid':'inter, Euclidean distance', 'inter_cosine':'inter, cosine', 'intra_euclid':'intra, Euclidean distance', 'intra_cosine':'intra, cosine'}
+quantities = {'inter_euclid':'inter, Euclidean distance', 'inter_cosine':'inter, cosine',
+              'intra_euclid':'intra, Euclidean distance', 'intra_cosine':'intra, cosine'}
 
 def probes(
     found:list[Run],
     padding:str='masked', # 'masked': relations of real tokens alone; 'paper': padded positions take part
-    on:str='probe', # 'probe': one fixed dev batch, eval mode; 'training': training examples, with the student's dropout
+    on:str='probe', # 'probe': one fixed dev batch, eval mode; 'training': training examples, with dropout
 )->pd.DataFrame: # Columns task, method, seed, step and the four quantities
     "What the probes of these runs saw; a record without any adds no row."
-    rows = [dict(task=o.task, method=o.method, seed=o.seed, step=p['step'], **p[on][padding]) for o in found for p in o.record.get('probe', ()) if padding in p.get(on, ())]
+    rows = [dict(task=o.task, method=o.method, seed=o.seed, step=p['step'], **p[on][padding])
+            for o in found for p in o.record.get('probe', ()) if padding in p.get(on, ())]
     return pd.DataFrame(rows, columns=['task','method','seed','step',*quantities])
 
 # %% ../../nbs/figures/fig6_relations.ipynb #b12dfe40
 def _cap(ax, curves:dict[str,pd.Series], highest:dict[str,float]):
-    "End the axis above all methods but one, and say where that one is, if its peak is far above the `highest` of the others."
+    "End the axis above all methods but one, and say where that is, if its peak is far above the others."
     if len(highest)<2: return
     second,first = sorted(highest, key=highest.get)[-2:]
     curve,top = curves[first],1.25*highest[second]
@@ -39,9 +41,32 @@ def _cap(ax, curves:dict[str,pd.Series], highest:dict[str,float]):
     ax.set_ylim(top=top)
     at = curve.idxmax()
     left = at<np.mean(ax.get_xlim())
-    ax.annotate(f"↑ {look(first)['label']}: peak {curve.max():.2g}, end {curve.iloc[-1]:.2g}", (at,1), (8 if left else -8,-2), xycoords=('data','axes fraction'),
+    words = f"↑ {look(first)['label']}: peak {curve.max():.2g}, end {curve.iloc[-1]:.2g}"
+    ax.annotate(words, (at,1), (8 if left else -8,-2), xycoords=('data','axes fraction'),
                 textcoords='offset points', ha='left' if left else 'right', va='top', fontsize=8)
 
+def _curve(ax, by_seed:pd.DataFrame, method:str, place:int)->pd.Series: # The mean
+    "A method's mean with a band over its seeds; its marks begin at a `place` of its own."
+    l,mean,above = look(method),by_seed.mean(axis=1),2.5 if method=='fsd' else 2
+    low,high = by_seed.min(axis=1),by_seed.max(axis=1)
+    if by_seed.shape[1]>1: ax.fill_between(by_seed.index, low, high, color=l['color'], alpha=.25, lw=0)
+    outline = [Stroke(linewidth=2, foreground='0.3'), Normal()] # pale lines on white paper
+    ax.plot(mean.index, mean, color=l['color'], zorder=above, path_effects=outline)
+    marks = dict(color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=6, zorder=above+.01)
+    ax.plot(mean.index[place%4::4], mean.iloc[place%4::4], ls='', **marks)
+    return mean
+
+# %% ../../nbs/figures/fig6_relations.ipynb #cc44436e
+def _names(methods:list[str], ran:set[str], seeds:dict[str,int])->list[Line2D]:
+    "What the legend says of each method: its look and number of seeds, or why it has no line."
+    def line(m):
+        l,why = look(m),'not recorded' if m in ran else 'not run'
+        if m not in seeds: return Line2D([], [], ls='', label=f"{l['label']}: {why}")
+        look_ = dict(color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=6)
+        return Line2D([], [], label=f"{l['label']} ({seeds[m]})", **look_)
+    return [line(m) for m in methods]
+
+# %% ../../nbs/figures/fig6_relations.ipynb #d7073928
 def relation_curves(
     found:list[Run], # Of one model and padding
     task:str,
@@ -49,38 +74,26 @@ def relation_curves(
     methods:list[str]|None=None, # The paper's students and whatever was run if None
     on:str='probe', # A key of `batches`
 )->Figure:
-    "Figures 6 and 8: differences of relations over training, four panels, a line per method and a band over its seeds."
+    "Figures 6 and 8: differences of relations over training, a line per method and a band over its seeds."
     found = [o for o in found if o.task==task]
     methods = students(found) if methods is None else methods
     watched = [o for o in found if o.method in methods and len(probes([o], padding, on))]
-    frame = probes(watched, padding, on)
-    seen = {m: g for m,g in frame.groupby('method')}
-    outline = [Stroke(linewidth=2, foreground='0.3'), Normal()] # pale lines on white paper
+    seen = dict(iter(probes(watched, padding, on).groupby('method')))
+    title = (f"{tasks[task].folder}: difference from the teacher's relations, {padded[padding]}\n"
+             f'{batches[on]}; lines: means, bands: lowest to highest seed')
     with style():
-        fig,axs = figure(rows=2, cols=2, size=(7.8,4.6), whole=True, sharex=True,
-                         **caption(f'{tasks[task].folder}: difference from the teacher\'s relations, {padded[padding]}\n{batches[on]}; lines: means, bands: lowest to highest seed', watched))
-        for ax,(q,title) in zip(axs.flat, quantities.items()):
-            ax.set_title(title)
+        fig,axs = figure(rows=2, cols=2, size=(7.8,4.6), whole=True, sharex=True, **caption(title, watched))
+        for ax,(q,name) in zip(axs.flat, quantities.items()):
+            ax.set_title(name)
             if not seen: hole(ax, 'not recorded' if found else 'not run')
-            curves,highest = {},{}
-            for i,m in enumerate(methods):
-                if m not in seen: continue
-                by_seed = seen[m].pivot(index='step', columns='seed', values=q).dropna()
-                l,mean = look(m),by_seed.mean(axis=1)
-                curves[m],highest[m] = mean,by_seed.max(axis=None)
-                if by_seed.shape[1]>1: ax.fill_between(by_seed.index, by_seed.min(axis=1), by_seed.max(axis=1), color=l['color'], alpha=.25, lw=0)
-                above = 2.5 if m=='fsd' else 2
-                ax.plot(mean.index, mean, color=l['color'], zorder=above, path_effects=outline)
-                ax.plot(mean.index[i%4::4], mean.iloc[i%4::4], ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=6, zorder=above+.01)
+            by_seed = {m:seen[m].pivot(index='step', columns='seed', values=q).dropna() for m in methods if m in seen}
+            curves = {m:_curve(ax, by_seed[m], m, i) for i,m in enumerate(methods) if m in seen}
             if seen: ax.set_ylim(bottom=0)
-            _cap(ax, curves, highest)
+            _cap(ax, curves, {m:o.max(axis=None) for m,o in by_seed.items()})
         for ax in axs[-1]: ax.set_xlabel('optimizer step')
-        for row in axs:
-            row[0].set_ylabel('mean |difference|\n(units of the features)')
-            row[1].set_ylabel('mean |difference|\n(of cosines)')
-        n = {m: seen[m].seed.nunique() if m in seen else 0 for m in methods}
-        lines = [Line2D([], [], color=look(m)['color'], marker=look(m)['marker'], mec='black', mew=.4, ms=6, label=f"{look(m)['label']} ({n[m]})") if n[m] else
-                 Line2D([], [], ls='', label=f"{look(m)['label']}: {'not recorded' if any(o.method==m for o in found) else 'not run'}") for m in methods]
+        for ax,unit in zip(axs.flat, ('units of the features','of cosines')*2):
+            ax.set_ylabel(f'mean |difference|\n({unit})')
+        lines = _names(methods, {o.method for o in found}, {m:g.seed.nunique() for m,g in seen.items()})
         legend = fig.legend(handles=lines, loc='outside right center')
-        for text,m in zip(legend.get_texts(), methods): text.set_color('black' if n[m] else '0.35')
+        for text,m in zip(legend.get_texts(), methods): text.set_color('black' if m in seen else '0.35')
     return fig

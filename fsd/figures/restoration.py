@@ -10,7 +10,7 @@ import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 
 from ..analysis import restoration
-from ..tasks import tasks
+from ..tasks import by_metric, tasks
 from ..plots import caption, padded, restoration_dots, students
 from ..paper import task_order
 from ..runs import Run
@@ -18,31 +18,44 @@ from ..runs import Run
 # %% ../../nbs/figures/fig3_restoration.ipynb #b2d7728f
 _rates = ['precision','recall','f1','agreement']
 
-def _panel(task:str, split:str)->str: return tasks[task].folder + {'validation_matched':'-m', 'validation_mismatched':'-mm'}.get(split, '')
+def _panel(task:str, split:str)->str:
+    "Name of the panel: the task, and -m or -mm for MNLI's two dev sets."
+    suffix, = by_metric({split:{'':None}})
+    return tasks[task].folder+suffix.replace('_', '-')
 
 def restored(
     found:list[Run],
 )->pd.DataFrame: # A row per run and dev split under (panel, method); fractions, NaN where a rate is undefined
     "The restoration rates in the records of `found`."
-    rates = {(_panel(o.task, split), o.method, o.folder): r for o in found for split,r in o.record.get('analysis', {}).get('restoration', {}).items()}
-    index = pd.MultiIndex.from_tuples([k[:2] for k in rates], names=['panel','method']) if rates else pd.MultiIndex.from_arrays([[],[]], names=['panel','method'])
-    return pd.DataFrame(list(rates.values()), index, columns=_rates).astype(float)
+    rows = [(_panel(o.task, split), o.method, *map(r.get, _rates)) for o in found
+            for split,r in o.record.get('analysis', {}).get('restoration', {}).items()]
+    frame = pd.DataFrame(rows, columns=['panel','method',*_rates]).set_index(['panel','method'])
+    return frame.astype(float)
 
+# %% ../../nbs/figures/fig3_restoration.ipynb #23b4b349
 def constant(
     found:list[Run],
-)->pd.DataFrame: # A row per panel whose records keep the teacher's predictions; fractions, NaN where a rate is undefined
-    "Rates of a student that always says what the teacher says most often."
-    said = {_panel(o.task, split): (o.arrays('predictions')[f'teacher_{split}'].argmax(1), tasks[o.task].num_labels) for o in found
-            if not tasks[o.task].regression and 'predictions.npz' in o.record.get('files', {}) for split in tasks[o.task].dev}
-    rates = {panel: restoration(np.full_like(t, np.bincount(t).argmax()), t, n) for panel,(t,n) in said.items()}
+)->pd.DataFrame: # A row per panel whose records keep the teacher's predictions; NaN where a rate is undefined
+    "Rates, as fractions, of a student that always says what the teacher says most often."
+    rates = {}
+    for o in found:
+        task = tasks[o.task]
+        if task.regression or 'predictions.npz' not in o.record.get('files', {}): continue
+        for split in task.dev:
+            t = o.arrays('predictions')[f'teacher_{split}'].argmax(1)
+            always = np.full_like(t, np.bincount(t).argmax())
+            rates[_panel(o.task, split)] = restoration(always, t, task.num_labels)
     return pd.DataFrame(list(rates.values()), list(rates), columns=_rates).astype(float)
 
+# %% ../../nbs/figures/fig3_restoration.ipynb #ba58e70a
 def restoration_figure(
     found:list[Run], # Of one model and padding
     padding:str='masked', # For the title
 )->Figure:
     "Figure 3: a row of panels per task, a row of dots per method; what was not run keeps its place."
-    panels = [_panel(t, split) for t in task_order if not tasks[t].regression for split in tasks[t].dev]
-    methods = {_panel(t, s):students([o for o in found if o.task==t]) for t in tasks for s in tasks[t].dev}
-    title = caption(f"Restoration: students' predictions against the teacher's, {padded[padding]}\naxes do not start at 0; dashed: always the teacher's most frequent answer", found)
-    return restoration_dots(restored(found), tasks=panels, methods=methods, constant=constant(found), **title)
+    panels = {_panel(t, s):t for t in task_order if not tasks[t].regression for s in tasks[t].dev}
+    methods = {p:students([o for o in found if o.task==t]) for p,t in panels.items()}
+    words = (f"Restoration: students' predictions against the teacher's, {padded[padding]}\n"
+             "axes do not start at 0; dashed: always the teacher's most frequent answer")
+    frame,lines = restored(found),constant(found)
+    return restoration_dots(frame, tasks=panels, methods=methods, constant=lines, **caption(words, found))

@@ -20,8 +20,9 @@ variants = ('fsd_i','fsd_l','fsd_g','fsd_il')
 
 def paper_losses()->pd.DataFrame: # Rows (task, metric), columns variants
     "Table 4 as printed, without its last row."
-    rows = [dict(r, task=task) for task in task_order for r in table_rows(4, task)]
-    return pd.DataFrame(rows).pivot(index=['task','metric'], columns='method', values='delta_vs_FSD').reindex(dict.fromkeys((r['task'],r['metric']) for r in rows))[list(variants)]
+    rows = pd.DataFrame([dict(r, task=task) for task in task_order for r in table_rows(4, task)])
+    places = pd.MultiIndex.from_frame(rows[['task','metric']].drop_duplicates())
+    return rows.pivot(index=['task','metric'], columns='method', values='delta_vs_FSD').reindex(places)[list(variants)]
 
 # %% ../../nbs/tables/table4_ablation.ipynb #7307b6df
 def losses(
@@ -30,9 +31,18 @@ def losses(
     full:str='fsd',
 )->pd.DataFrame: # Rows (task, metric), columns ours, se and seeds
     "Mean difference of `variant` to `full` over the seeds of both, and its standard error."
-    wide = tidy.pivot(index=['task','metric','seed'], columns='method', values='percent').reindex(columns=[variant,full])
+    wide = tidy.pivot(index=['task','metric','seed'], columns='method', values='percent')
+    wide = wide.reindex(columns=[variant,full])
     d = (wide[variant]-wide[full]).dropna().groupby(level=[0,1])
     return pd.DataFrame(dict(ours=d.mean(), se=d.sem(), seeds=d.count()))
+
+# %% ../../nbs/tables/table4_ablation.ipynb #4a4731d9
+def _averages(part:pd.DataFrame)->pd.DataFrame:
+    "Two last rows for one variant: over all 13 numbers, and over those that were run."
+    run,hole = part.ours.notna(),dict(se=np.nan, seeds=np.nan)
+    rows = {('average','13 numbers'): dict(ours=part.ours.mean(skipna=False), **hole, paper=part.paper.mean()),
+            ('average','those run'): dict(ours=part.ours.mean(), **hole, paper=part.paper[run].mean())}
+    return pd.DataFrame(rows).T
 
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
@@ -40,21 +50,24 @@ def make(
     "Table 4, ours beside the paper's."
     tidy,paper = scores(comparable(found)),paper_losses()
     parts = {v:losses(tidy, v).reindex(paper.index).assign(paper=paper[v]) for v in variants}
-    def average(o, skip): return pd.Series(dict(ours=o.ours.mean(skipna=skip), se=np.nan, seeds=np.nan, paper=o.paper[o.ours.notna() | (not skip)].mean()))
-    ends = {('average','13 numbers'):False, ('average','those run'):True}
-    out = pd.concat({v:pd.concat([o, pd.DataFrame({k:average(o, skip) for k,skip in ends.items()}).T]) for v,o in parts.items()}, axis=1)
+    out = pd.concat({v:pd.concat([o, _averages(o)]) for v,o in parts.items()}, axis=1)
     for v in variants: out[v,'seeds'] = out[v,'seeds'].astype('Int64')
     return out.rename_axis(['task','metric'])
 
 # %% ../../nbs/tables/table4_ablation.ipynb #7328adb6
 def apart(
     a:Run, b:Run, # Of one task
-)->float: # `nan` where one has no predictions
+)->float|None: # None where one has no predictions
     "Mean absolute difference of the two students' logits on the dev set."
-    if not all('predictions.npz' in o.record.get('files', {}) for o in (a,b)): return float('nan')
+    if not all('predictions.npz' in o.record.get('files', {}) for o in (a,b)): return None
     x,y = a.arrays(),b.arrays()
     return float(np.mean([np.abs(x[k]-y[k]).mean() for k in x if k.startswith('student_')]))
 
+def _distances(pairs:Iterable[tuple[Run,Run]])->list[float]:
+    "How far apart each of `pairs` is, without those that cannot be told."
+    return [d for a,b in pairs if (d := apart(a, b)) is not None]
+
+# %% ../../nbs/tables/table4_ablation.ipynb #6f532dc0
 def memory(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     full:str='fsd',
@@ -62,17 +75,18 @@ def memory(
     other:str='vkd',
 )->pd.DataFrame: # Rows tasks; columns the mean distances, seeds of the first and pairs of seeds of the second
     "How far `full` is from `without` at equal seeds, from itself at other seeds, and from `other` at equal seeds."
-    found = comparable(found)
-    def row(task):
+    found,rows = comparable(found),{}
+    def mean(v): return np.mean(v) if v else np.nan
+    for task in dict.fromkeys(o.task for o in found):
         of = {m:{o.seed:o for o in found if (o.task,o.method)==(task,m)} for m in (full,without,other)}
-        same = lambda m: [d for s,o in of[full].items() if s in of[m] and (d := apart(o, of[m][s]))==d]
-        here,seeds,there = same(without),[d for p in combinations(of[full].values(), 2) if (d := apart(*p))==d],same(other)
-        mean = lambda v: np.mean(v) if v else np.nan
-        return {f'from {without}':mean(here), 'seeds':len(here), 'from another seed':mean(seeds), 'pairs':len(seeds), f'from {other}':mean(there)}
-    rows = {t:row(t) for t in task_order if any(o.task==t for o in found)}
-    out = pd.DataFrame.from_dict(rows, orient='index', columns=[f'from {without}','seeds','from another seed','pairs',f'from {other}']).rename_axis('task')
+        def same(m): return _distances((o, of[m][s]) for s,o in of[full].items() if s in of[m])
+        here,seeds,there = same(without),_distances(combinations(of[full].values(), 2)),same(other)
+        rows[task] = [mean(here), len(here), mean(seeds), len(seeds), mean(there)]
+    columns = [f'from {without}','seeds','from another seed','pairs',f'from {other}']
+    out = pd.DataFrame.from_dict(rows, orient='index', columns=columns).rename_axis('task')
     return out[out.seeds>0]
 
+# %% ../../nbs/tables/table4_ablation.ipynb #99241616
 def verdict(
     row:pd.Series, # Of `memory`
     tenth:float=.1, # Share below which it is next to nothing
@@ -81,6 +95,10 @@ def verdict(
     near,far,why = row.iloc[0],row['from another seed'],'another seed'
     if np.isnan(far): far,why = row.iloc[-1],'distilling by `'+row.index[-1].removeprefix('from ')+'`'
     if np.isnan(far): return f'{row.name}: nothing to compare the distance {near:.2g} with.'
-    few = f'That is {100*near/far:.2g} %: at these weights the memory changes next to nothing, and where the table has the two apart, it compares students that are nearly the same.'
-    some = f'That is {100*near/far:.3g} %: the memory changes the student, and whether for the better is for the table to say.'
-    return f'{row.name}: with and without the memory the logits are {near:.2g} apart; {why} moves them by {far:.2g}. '+(few if near<tenth*far else some)
+    share = 100*near/far
+    if near<tenth*far: said = (f'That is {share:.2g} %: at these weights the memory changes next to nothing, '
+        'and where the table has the two apart, it compares students that are nearly the same.')
+    else: said = (f'That is {share:.3g} %: the memory changes the student, '
+        'and whether for the better is for the table to say.')
+    return (f'{row.name}: with and without the memory the logits are {near:.2g} apart; '
+            f'{why} moves them by {far:.2g}. {said}')

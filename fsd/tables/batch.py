@@ -18,7 +18,8 @@ from ..runs import Run
 def paper_stds()->pd.DataFrame: # Rows (method, task, metric), one column
     "Table 5 as printed; which row is which method is inferred."
     rows = [dict(r, task=task, method=r['method'].split()[0]) for task in ('mrpc','sst2') for r in table_rows(5, task)]
-    return pd.DataFrame(rows).set_index(['method','task','metric'])[['std']].sort_index(kind='stable', level='method', ascending=False, sort_remaining=False)
+    stds = pd.DataFrame(rows).set_index(['method','task','metric'])[['std']]
+    return stds.sort_index(kind='stable', level='method', ascending=False, sort_remaining=False)
 
 # %% ../../nbs/tables/table5_batch.ipynb #3bede338
 def make(

@@ -13,57 +13,88 @@ from pathlib import Path
 import pandas as pd
 
 from .. import runs
-from ..paper import method_order
+from ..paper import in_order
 from ..kept import outputs
 from ..runs import Run
 from ..settings import resolve
 
 # %% ../../nbs/tables/chosen.ipynb #7ee2d18e
+def _whole(run:Run)->bool:
+    "Whether nothing of the training was cut short, but that a part of the training set was held out."
+    cut = run.record['data']['partial'], run.record['settings']['max_steps'], run.record['settings']['train_examples']
+    return run.source!='demo' and 'holdout' in run.scores and not any(cut)
+
 def trials(
     model:str='all-minilm-l6-v2', # Short name of the encoder
     root:Path|None=None,          # Where they lie; `outputs()/'trials'` if None
 )->list[Run]:
     "Trials that were run to choose settings: whole trainings, but for the part of the training set that was held out."
     root = Path(root or outputs()/'trials')
-    def whole(o): return o.model==model and o.source!='demo' and 'holdout' in o.scores and not any([o.record['data']['partial'], *(o.record['settings'][k] for k in ('max_steps','train_examples'))])
-    return [o for o in runs.find(root, None) if whole(o)] if root.is_dir() else []
+    return [o for o in runs.find(root, None) if o.model==model and _whole(o)] if root.is_dir() else []
 
 # %% ../../nbs/tables/chosen.ipynb #918ac3d8
-def _percent(scores:dict)->dict: return {k:100*v for k,v in scores.items()} | {'mean':100*sum(scores.values())/len(scores)}
+def _percent(scores:dict)->dict:
+    return {k:100*v for k,v in scores.items()} | {'mean':100*sum(scores.values())/len(scores)}
 
 def _edges(chosen:dict, tried:dict)->str:
     "Which of the chosen values are the lowest or highest tried, in words."
-    return ', '.join(f"{k} {'lowest' if v==min(tried[k]) else 'highest'}" for k,v in chosen.items() if v in (min(tried[k]), max(tried[k])))
+    ends = {k:{max(v):'highest', min(v):'lowest'} for k,v in tried.items()}
+    return ', '.join(f'{k} {ends[k][v]}' for k,v in chosen.items() if v in ends[k])
+
+# %% ../../nbs/tables/chosen.ipynb #470aea57
+def _grid(
+    own:list[Run], # Trials of one method on one task
+)->list[dict]: # A row per trial, by its settings
+    "What each setting of one method scored."
+    names = {k for k,v in own[0].record['settings'].items() if any(o.record['settings'][k]!=v for o in own)}
+    names = sorted(names, key=lambda k: (k!='lr', k))
+    own = sorted(own, key=lambda o: [o.record['settings'][k] for k in names])
+    values = [{k:o.record['settings'][k] for k in names} for o in own]
+    scored = [_percent(o.scores['holdout']) for o in own]
+    best = max(range(len(own)), key=lambda i: scored[i]['mean'])
+    edge = _edges(values[best], {k:{v[k] for v in values} for k in names})
+    task,method = own[0].task,own[0].method
+    usual = asdict(resolve(task, method, own[0].model))
+    def row(i, v):
+        marks = dict(chosen='yes', edge=edge) if i==best else dict(chosen='', edge='')
+        used = 'yes' if all(usual[k]==x for k,x in v.items()) else ''
+        setting = ', '.join(f'{k} {x:g}' for k,x in v.items())
+        return dict(method=method, task=task, setting=setting, **scored[i], **marks, used=used)
+    return [row(i, v) for i,v in enumerate(values)]
+
+# %% ../../nbs/tables/chosen.ipynb #1956c329
+_last = ['chosen','edge','used']
+
+def _floors(found:list[Run])->list[dict]:
+    "What the majority scores on each task, as a row of `grids`."
+    of = {o.task:m for o in found if (m := o.record['scores'].get('majority', {}).get('holdout'))}
+    return [dict(method='majority', task=t, setting='', **_percent(m)) for t,m in sorted(of.items())]
 
 def grids(
     found:Iterable[Run], # Trials of one model
-)->pd.DataFrame: # Rows (method, task), first the majority's; columns setting, a metric each, mean, chosen, edge and used
-    "What each setting of each method scored on the examples held out, in percent; `chosen` marks the best mean of the task's metrics, and of equals the first, `edge` what of it lies at the end of what was tried, `used` what `settings.ini` has."
-    found,rows,floors = list(found),[],{}
-    for method,task in sorted({(o.method,o.task) for o in found}, key=lambda k: (method_order.index(k[0]), k[1])):
-        own = [o for o in found if (o.method,o.task)==(method,task)]
-        differ = sorted((k for k in own[0].record['settings'] if len({o.record['settings'][k] for o in own})>1), key=lambda k: (k!='lr', k))
-        def values(o): return {k:o.record['settings'][k] for k in differ}
-        own.sort(key=lambda o: tuple(values(o).values()))
-        scored = [_percent(o.scores['holdout']) for o in own]
-        best = max(range(len(own)), key=lambda i: scored[i]['mean'])
-        edge = _edges(values(own[best]), {k:{values(o)[k] for o in own} for k in differ})
-        usual = asdict(resolve(task, method, own[0].model))
-        if m := own[0].record['scores'].get('majority', {}).get('holdout'): floors[task] = dict(method='majority', task=task, setting='', **_percent(m))
-        for i,(o,s) in enumerate(zip(own, scored)):
-            rows.append(dict(method=method, task=task, setting=', '.join(f'{k} {v:g}' for k,v in values(o).items()), **s, chosen='yes' if i==best else '', edge=edge if i==best else '', used='yes' if all(usual[k]==v for k,v in values(o).items()) else ''))
-    rows = [*floors.values(), *rows]
-    last = ['chosen','edge','used']
-    return pd.DataFrame(rows, columns=None if rows else ['method','task','setting','mean',*last]).fillna(dict.fromkeys(last, '')).set_index(['method','task'])
+)->pd.DataFrame: # Rows (method, task), first the majority's; columns setting, a metric each, mean, chosen, edge, used
+    """What each setting of each method scored on the examples held out, in percent.
 
+    `chosen` marks the best mean of the task's metrics, and of equals the first; `edge` what of it lies at the end
+    of what was tried; `used` what `settings.ini` has.
+    """
+    found = list(found)
+    places = [(m,t) for m in in_order(o.method for o in found) for t in sorted({o.task for o in found if o.method==m})]
+    rows = [r for place in places for r in _grid([o for o in found if (o.method,o.task)==place])]
+    columns = None if rows else ['method','task','setting','mean',*_last]
+    frame = pd.DataFrame([*_floors(found), *rows], columns=columns)
+    return frame.fillna(dict.fromkeys(_last, '')).set_index(['method','task'])
+
+# %% ../../nbs/tables/chosen.ipynb #b6b80a14
 def above_majority(
     table:pd.DataFrame, # From `grids`
 )->pd.DataFrame: # Rows (method, task); columns settings, mean and each metric, lead
-    "How many of a method's settings got above the majority, by the mean and by each metric, and the `lead` of the best mean, in points."
+    "How many of a method's settings got above the majority, by mean and metric; `lead` of the best mean, in points."
     floors = table[table.index.get_level_values('method')=='majority'].droplevel('method')
-    names,rows = ['mean', *(c for c in table if c not in ('setting','mean','chosen','edge','used'))],{}
+    names,rows = ['mean', *(c for c in table if c not in ('setting','mean',*_last))],{}
     for (method,task),own in table.groupby(level=[0,1], sort=False):
         if method=='majority' or task not in floors.index: continue
         ahead = own[names]-floors.loc[task, names].astype(float)
         rows[method,task] = dict(settings=len(own), **(ahead>0).sum(), lead=ahead['mean'].max())
-    return pd.DataFrame.from_dict(rows, orient='index', columns=['settings',*names,'lead']).set_axis(pd.MultiIndex.from_tuples(rows, names=['method','task']))
+    index = pd.MultiIndex.from_tuples(rows, names=['method','task'])
+    return pd.DataFrame.from_dict(rows, orient='index', columns=['settings',*names,'lead']).set_axis(index)

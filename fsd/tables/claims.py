@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from itertools import product
 
 import pandas as pd
-from scipy import stats
 
 from ..paper import paper_cka, paper_rows, task_order
 from ..tasks import by_metric, tasks
@@ -34,6 +33,7 @@ def numbers(
     if r := run.record.get('analysis', {}).get('restoration', {}).get(split): found['restored'] = percent(r['f1'])
     return found | {f'CKA, {k}':v for k,v in of_run(run, padding).items() if k!='elsewhere'}
 
+# %% ../../nbs/tables/claims.ipynb #2a067792
 def table_of(found:Iterable[Run], padding:str)->pd.DataFrame: # Columns task, method, seed, what, value
     "Every number of every run."
     found = comparable(found)
@@ -45,13 +45,16 @@ def table_of(found:Iterable[Run], padding:str)->pd.DataFrame: # Columns task, me
 # %% ../../nbs/tables/claims.ipynb #f5d2609a
 less = ('mean rank', *(q.replace('_', ', ') for q in quantities)) # of these the student should have less
 others = tuple(m for m in ranked if m!='fsd')
-asked = [('score', 'Tables 2, 3', baselines), *(('score', 'Table 4', (v,)) for v in variants), ('restored', 'Figure 3', baselines), ('CKA, biased', 'Table 6', ('nods','vkd','pkd')),
-         ('mean rank', 'Table 7', others), *((q, 'ours', others) for q in less[1:]), ('CKA, debiased', 'ours', ('nods',*baselines))]
+asked = [('score', 'Tables 2, 3', baselines), *(('score', 'Table 4', (v,)) for v in variants),
+         ('restored', 'Figure 3', baselines), ('CKA, biased', 'Table 6', ('nods','vkd','pkd')),
+         ('mean rank', 'Table 7', others), *((q, 'ours', others) for q in less[1:]),
+         ('CKA, debiased', 'ours', ('nods',*baselines))]
 
 def paper_lead(task:str, where:str, rivals:tuple)->float:
     "How far FSD is ahead by the paper's own numbers; `nan` where it has none."
     if where=='Tables 2, 3':
-        of = paper_rows(task).groupby('metric', sort=False).get_group(paper_rows(task).metric.iloc[0]).set_index('method')['mean']
+        rows = paper_rows(task)
+        of = rows[rows.metric==rows.metric.iloc[0]].set_index('method')['mean']
         return of['fsd']-of[list(rivals)].max()
     if where=='Table 4': return -paper_losses().loc[task].iloc[0][rivals[0]]
     if where=='Table 6': return paper_cka(task)['fsd']-max(paper_cka(task)[m] for m in rivals)
@@ -59,25 +62,34 @@ def paper_lead(task:str, where:str, rivals:tuple)->float:
     return math.nan
 
 # %% ../../nbs/tables/claims.ipynb #c1a0f0a3
+def _ahead(ours:pd.Series, other:pd.Series, paired:bool)->float:
+    "One-sided p of `ours` being ahead of `other`; `nan` for fewer than three seeds of either, or without any spread."
+    from scipy.stats import ttest_rel # not above: reading the table needs no test
+    if min(len(ours), len(other))<3: return math.nan
+    if ((ours-other).std() if paired else ours.std()+other.std())<=1e-12: return math.nan
+    if paired: return ttest_rel(ours, other, alternative='greater').pvalue
+    return welch(ours.mean(), ours.std(), len(ours), other.mean(), other.std(), len(other))
+
 def judged(
     ours:pd.Series, other:pd.Series, # By seed
     sign:int=1,        # -1 where less is better
     paired:bool=False, # Compare within a seed
 )->dict: # fsd, other's, seeds, lead and p
-    "How far `ours` is ahead of `other`, and how probable that is by chance, two-sided; `nan` for fewer than three seeds of either, or without any spread."
+    "How far `ours` is ahead of `other`, and how probable that is by chance, two-sided; `nan` where it cannot be told."
     if paired: ours,other = (o[ours.index.intersection(other.index)] for o in (ours, other))
-    n,k,spread = len(ours),len(other),(ours-other).std() if paired else ours.std()+other.std()
-    p = math.nan
-    if min(n, k)>2 and spread>1e-12:
-        one = welch(ours.mean(), ours.std(), n, other.mean(), other.std(), k) if not paired else stats.ttest_rel(ours, other, alternative='greater').pvalue
-        p = max(2*min(one, 1-one), 1e-12) # smaller ones are rounding
-    return dict(fsd=ours.mean(), **{"other's":other.mean()}, seeds=(n, k), lead=sign*(ours.mean()-other.mean()), p=p)
+    one = _ahead(ours, other, paired)
+    p = one if math.isnan(one) else max(2*min(one, 1-one), 1e-12) # smaller ones are rounding
+    mean,theirs,seeds = ours.mean(),other.mean(),(len(ours), len(other))
+    return dict(fsd=mean, **{"other's":theirs}, seeds=seeds, lead=sign*(mean-theirs), p=p)
 
+# %% ../../nbs/tables/claims.ipynb #5d60c985
 def _word(row, level:float=.05)->str:
+    "What is said of a row of `make`."
     if min(row.seeds)<3: return 'too few seeds'
     if math.isnan(row.p): return 'no spread'
     if row.Holm>=level: return 'undecided'
-    return ('supported' if row.lead>0 else 'reversed') if row.claimed else 'ahead' if row.lead>0 else 'behind' 
+    yes,no = ('supported','reversed') if row.claimed else ('ahead','behind')
+    return yes if row.lead>0 else no
 
 # %% ../../nbs/tables/claims.ipynb #c1a0f0a5
 _columns = ['task','what','paper','paper lead','fsd','other',"other's",'seeds','lead','p']
@@ -89,13 +101,18 @@ def make(
     "The paper's claims about FSD beside what the runs say."
     frame,out = table_of(found, padding),[]
     for task,(what,where,rivals) in product(task_order, asked):
-        of = {m:g.set_index('seed').value for m,g in frame[(frame.task==task) & (frame.what==what)].groupby('method')}
+        here = frame[(frame.task==task) & (frame.what==what)]
+        of = {m:g.set_index('seed').value for m,g in here.groupby('method')}
         if 'fsd' not in of or not (there := [m for m in rivals if m in of]): continue
         sign = -1 if what in less else 1
         best = max(there, key=lambda m: sign*of[m].mean())
-        out.append(dict(task=task, what=what, paper=where, other=best, **{'paper lead':paper_lead(task, where, rivals)}, **judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))))
+        row = judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))
+        lead = paper_lead(task, where, rivals)
+        out.append({'task':task, 'what':what, 'paper':where, 'paper lead':lead, 'other':best, **row})
     out = pd.DataFrame(out, columns=_columns)
     out['claimed'] = (out['paper lead']>1e-9) | (out.paper=='Figure 3')
-    out = out.assign(Holm=out.groupby('claimed', group_keys=False).p.transform(lambda p: holm(p.astype(float))))
+    corrected = out.groupby('claimed', group_keys=False).p.transform(lambda p: holm(p.astype(float)))
+    out = out.assign(Holm=corrected)
     out['verdict'] = [_word(r) for r in out.itertuples()]
-    return out.assign(seeds=[', '.join(map(str, n)) for n in out.seeds])[[*_columns,'Holm','claimed','verdict']].rename(columns={'p':'p two-sided'})
+    out['seeds'] = [', '.join(map(str, n)) for n in out.seeds]
+    return out[[*_columns,'Holm','claimed','verdict']].rename(columns={'p':'p two-sided'})

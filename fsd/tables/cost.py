@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..paper import paper_tables, method_order
+from ..paper import in_order, paper_tables
 from ..kept import outputs, read_json
 from ..report import results
 from ..runs import Run
@@ -19,43 +19,56 @@ from ..runs import Run
 # %% ../../nbs/tables/table8_cost.ipynb #ecc2e498
 kinds = {'kept':'training kept', 'live':'training live', 'inference':'inference'}
 
+def _quartiles(v)->bool:
+    return isinstance(v, list) and len(v)==3 and all(isinstance(x, (int,float)) and x>0 for x in v) and v==sorted(v)
+
 def speeds(
     path:Path|None=None, # `outputs()/'runs'/'speed.json'` if None
 )->dict: # {method: {'kept': [three quartiles in ms], 'live': …, 'inference': …}}; empty without the file
     "What was measured."
     path = Path(path or outputs()/'runs'/'speed.json')
     found = read_json(path) if path.exists() else {}
-    def fine(v): return isinstance(v, list) and len(v)==3 and all(isinstance(x, (int,float)) and x>0 for x in v) and v==sorted(v)
-    if bad := [f'{m} {k} {v!r}' for m,o in found.items() for k,v in o.items() if k not in kinds or not fine(v)]:
-        raise ValueError(f'{path}: {bad[0]} are not three quartiles of milliseconds of {", ".join(kinds)}')
+    for m,o in found.items():
+        for k,v in o.items():
+            if k in kinds and _quartiles(v): continue
+            raise ValueError(f'{path}: {m} {k} {v!r} are not three quartiles of milliseconds of {", ".join(kinds)}')
     return found
 
 # %% ../../nbs/tables/table8_cost.ipynb #f6459068
 def paper_cost()->pd.DataFrame: # Rows methods, columns millions, printed, training, inference
     "Table 8, with the parameters in millions beside what is printed."
     rows = pd.DataFrame(paper_tables()['table8']['rows'])
-    rows = rows.set_index(rows.method.str.lower()).rename(columns={'param_true_millions':'millions', 'param_printed':'printed'})
-    return rows[['millions','printed','training','inference']]
+    names = {'param_true_millions':'millions', 'param_printed':'printed'}
+    return rows.set_index(rows.method.str.lower()).rename(columns=names)[['millions','printed','training','inference']]
 
 def relative(speed:Mapping, method:str, kind:str)->tuple: # speed, least, most; `nan` where not timed
     "How many times as fast as vkd, by the medians, and what the middle halves of the rounds leave open."
     a,b = speed.get(method, {}).get(kind),speed.get('vkd', {}).get(kind)
     return (b[1]/a[1], b[0]/a[2], b[2]/a[0]) if a and b and method!='vkd' else (float('nan'),)*3
 
+# %% ../../nbs/tables/table8_cost.ipynb #e69bf5e2
+def _parameters(found:Iterable[Run])->dict[str,int]:
+    "Parameters of each method's student, which are the same in all of its runs."
+    seen = {}
+    for o in results(found):
+        if n := o.record.get('parameters', {}).get('student'): seen.setdefault(o.method, {}).setdefault(n, o.folder)
+    for m,folders in seen.items():
+        if len(folders)==1: continue
+        raise ValueError(f'students of {m} have different sizes: {" and ".join(map(str, folders.values()))}')
+    return {m:n for m,(n,) in seen.items()}
+
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     speed:Mapping={}, # As from `speeds`
 )->pd.DataFrame: # Rows methods, columns millions, training kept and live, inference, ours and the paper's
     "Table 8, ours beside the paper's; speeds are relative to vkd, which has none itself."
-    sizes,paper = {},paper_cost()
-    for o in results(found):
-        if n := o.record.get('parameters', {}).get('student'): sizes.setdefault(o.method, {}).setdefault(n, o.folder)
-    for m,seen in sizes.items():
-        if len(seen)>1: raise ValueError(f'students of {m} have different sizes: {" and ".join(map(str, seen.values()))}')
-    methods = [m for m in method_order if m in {*paper.index, *sizes, *speed}]
-    cols = {'millions, ours':[next(iter(sizes.get(m, {})), float('nan'))/1e6 for m in methods], 'millions, paper':paper.millions.reindex(methods)}
+    sizes,paper = _parameters(found),paper_cost()
+    methods = in_order([*paper.index, *sizes, *speed])
+    paper = paper.reindex(methods)
+    cols = {'millions, ours':[sizes.get(m, float('nan'))/1e6 for m in methods], 'millions, paper':paper.millions}
     for kind,name in kinds.items():
         parts = zip(*(relative(speed, m, kind) for m in methods))
         cols |= zip((f'{name}, {part}' for part in ('ours','ours, least','ours, most')), parts)
-        if kind!='kept': cols[f"{name.split()[0]}, paper"] = paper[name.split()[0]].reindex(methods)
-    return pd.DataFrame(cols, methods).assign(**{'millions, printed':paper.printed.reindex(methods)}).rename_axis('method')
+        whole = name.split()[0] # the paper has one number for training
+        if kind!='kept': cols[f'{whole}, paper'] = paper[whole]
+    return pd.DataFrame(cols, methods).assign(**{'millions, printed':paper.printed}).rename_axis('method')

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..paper import method_order, paper_rows, task_order
+from ..paper import in_order, paper_rows, task_order
 from ..report import comparable, scores, teachers
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs, holm, lead, printed, spread
@@ -21,6 +21,7 @@ def cell(mean:float, std:float=np.nan, n:int=1)->str|float:
     if pd.isna(mean): return np.nan
     return f'{mean:.2f}' + ('' if pd.isna(std) else f' ({std:.2f})') + (f' ×{n:.0f}' if n else '')
 
+# %% ../../nbs/tables/table2_glue.ipynb #6c9f9f56
 _in_paper = ('teacher','nods',*baselines,'fsd')
 
 def make(
@@ -29,17 +30,22 @@ def make(
     "Tables 2 and 3, ours above the paper's; with the methods that were run besides, and without the parts of FSD."
     found = comparable(found)
     ours = spread(pd.concat([scores(found), teachers(found)]))
-    methods = [m for m in method_order if m in _in_paper or m in {o.method for o in found} and not m.startswith('fsd_')]
+    methods = in_order([*_in_paper, *(o.method for o in found if not o.method.startswith('fsd_'))])
     rows = {}
     for task in task_order:
         theirs = paper_rows(task).set_index(['metric','method'])
-        for metric in dict.fromkeys(theirs.index.get_level_values(0)):
-            rows[task,metric,'ours'] = {m:cell(*ours.loc[task,metric,m]) for m in methods if (task,metric,m) in ours.index}
-            rows[task,metric,'paper'] = {m:cell(*theirs.loc[(metric,m), ['mean','std']], 0) for m in _in_paper}
+        for k in dict.fromkeys(theirs.index.get_level_values(0)):
+            rows[task,k,'ours'] = {m:cell(*ours.loc[task,k,m]) for m in methods if (task,k,m) in ours.index}
+            rows[task,k,'paper'] = {m:cell(*theirs.loc[(k,m), ['mean','std']], 0) for m in _in_paper}
     index = pd.MultiIndex.from_tuples(rows, names=['task','metric','whose'])
     return pd.DataFrame(list(rows.values()), index, methods, dtype=object)
 
 # %% ../../nbs/tables/table2_glue.ipynb #ac66ce4f
+def _on_sentences(found:list[Run], task:str, metric:str, method:str, other:str, draws:int)->pd.Series:
+    "Lead of `method` over `other` by the bootstrap: low, high and p."
+    here = [[o for o in found if (o.task,o.method)==(task,m)] for m in (method,other)]
+    return bootstrap_runs(*here, draws).loc[metric]
+
 def tests(
     found:Iterable[Run],
     method:str='fsd',
@@ -47,12 +53,11 @@ def tests(
 )->pd.DataFrame: # Rows (task, metric); `nan` where nothing can be tested
     "Is `method` ahead of the best baseline?"
     found = comparable(found)
-    ours,s = lead(spread(scores(found)), method),printed()
-    def drawn(task, metric, baseline):
-        of = lambda m: [o for o in found if o.task==task and o.method==m]
-        return bootstrap_runs(of(method), of(baseline), draws).loc[metric]
-    boot = pd.DataFrame([drawn(*k, b) for k,b in ours.baseline.items()], columns=['low','high','p']).set_axis(ours.index)
-    out = pd.DataFrame({'baseline':ours.baseline, 'lead':ours.difference, 'seeds p':ours.p, 'seeds Holm':holm(ours.p), 'lead low':boot.low, 'lead high':boot.high,
-                        'sentences p':boot.p, 'sentences Holm':holm(boot.p)}).reindex(s.xs('fsd', level='method').index)
-    theirs = lead(s)
-    return out.assign(**{'paper baseline':theirs.baseline, 'paper lead':theirs.difference, 'paper p':s.xs('fsd', level='method').p})
+    ours,paper = lead(spread(scores(found)), method),printed()
+    theirs,p = lead(paper),paper.xs('fsd', level='method').p
+    boot = [_on_sentences(found, *k, method, b, draws) for k,b in ours.baseline.items()]
+    boot = pd.DataFrame(boot, columns=['low','high','p']).set_axis(ours.index)
+    seeds = {'baseline':ours.baseline, 'lead':ours.difference, 'seeds p':ours.p, 'seeds Holm':holm(ours.p)}
+    over = {'lead low':boot.low, 'lead high':boot.high, 'sentences p':boot.p, 'sentences Holm':holm(boot.p)}
+    published = {'paper baseline':theirs.baseline, 'paper lead':theirs.difference, 'paper p':p}
+    return pd.DataFrame(seeds|over).reindex(p.index).assign(**published)

@@ -19,7 +19,8 @@ ranked = ('vkd','pkd','rkd','fsd')
 
 def paper_ranks()->pd.DataFrame: # Rows methods, columns tasks
     "Table 7 with two cells corrected, without its last column."
-    return pd.DataFrame({task:{r['method']:r.get('corrected', r['mean']) for r in table_rows(7, task)} for task in task_order}).loc[list(ranked)]
+    def ranks(task): return {r['method']:r.get('corrected', r['mean']) for r in table_rows(7, task)}
+    return pd.DataFrame({task:ranks(task) for task in task_order}).loc[list(ranked)]
 
 # %% ../../nbs/tables/table7_ranks.ipynb #7bc4610d
 quantities = tuple(f'{kind}_{distance}' for kind in ('inter','intra') for distance in ('euclid','cosine'))
@@ -29,12 +30,12 @@ def looks(
     padding:str='masked', # Whether padding takes part in the relations ('paper') or not
 )->pd.DataFrame: # A row per run under (task, method, seed), columns the four quantities
     "Relation differences at the last probe of each run."
-    rows = []
+    rows,who = [],['task','method','seed']
     for o in comparable(found):
         probe = sorted(o.record.get('probe') or [], key=lambda l: l['step'])
         last = probe[-1]['probe'].get(padding, {}) if probe else {}
-        rows.append(dict(task=o.task, method=o.method, seed=o.seed, **{q:last.get(q) for q in quantities}))
-    return pd.DataFrame(rows, columns=['task','method','seed',*quantities]).astype(dict.fromkeys(quantities, float)).set_index(['task','method','seed'])
+        rows.append([o.task, o.method, o.seed, *(last.get(q) for q in quantities)])
+    return pd.DataFrame(rows, columns=[*who,*quantities]).astype(dict.fromkeys(quantities, float)).set_index(who)
 
 def differences(
     found:Iterable[Run],
@@ -49,20 +50,24 @@ def of_seeds(
     padding:str='masked',
 )->pd.DataFrame: # Rows (task, seed) where all four were probed, columns methods
     "Mean of the four ranks, per seed."
-    d = looks(found, padding).unstack('method').reindex(columns=pd.MultiIndex.from_product([quantities,ranked])).dropna()
+    wanted = pd.MultiIndex.from_product([quantities,ranked])
+    d = looks(found, padding).unstack('method').reindex(columns=wanted).dropna()
     return sum(d[q].rank(axis=1) for q in quantities)/len(quantities)
 
+# %% ../../nbs/tables/table7_ranks.ipynb #86fbfff0
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     padding:str='masked',
 )->pd.DataFrame: # Rows tasks and their mean, columns (method, ours | range | paper) and ('seeds', '')
     "Table 7, ours beside the paper's."
-    r,paper = of_seeds(found, padding),paper_ranks()
-    g = r.groupby(level=0)
+    g,paper = of_seeds(found, padding).groupby(level=0),paper_ranks()
     ours,low,high = (t.reindex(task_order) for t in (g.mean(),g.min(),g.max()))
-    def reach(m): return pd.Series([f'{a:g} to {b:g}' if a<b else None for a,b in zip(low[m], high[m])], task_order, dtype=object)
-    table = pd.DataFrame({(m,k):v for m in ranked for k,v in (('ours',ours[m]), ('range',reach(m)), ('paper',paper.loc[m]))})
-    ends = {(m,k):v.mean(skipna=False) for m in ranked for k,v in (('ours',ours[m]), ('paper',paper.loc[m]))}
+    def reach(m):
+        ends = [f'{a:g} to {b:g}' if a<b else None for a,b in zip(low[m], high[m])]
+        return pd.Series(ends, task_order, dtype=object)
+    parts = {m:{'ours':ours[m], 'range':reach(m), 'paper':paper.loc[m]} for m in ranked}
+    table = pd.DataFrame({(m,k):v for m,o in parts.items() for k,v in o.items()})
+    ends = {(m,k):parts[m][k].mean(skipna=False) for m in ranked for k in ('ours','paper')}
     table = pd.concat([table, pd.DataFrame(ends, ['mean'])])
     table['seeds',''] = g.size().reindex(table.index).astype('Int64')
     return table.rename_axis('task')

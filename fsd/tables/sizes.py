@@ -11,7 +11,6 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from ..paper import paper_tables
-from ..glue import GlueData, load
 from ..tasks import tasks
 
 # %% ../../nbs/tables/table1_sizes.ipynb #89629fd7
@@ -27,8 +26,9 @@ def fits(
 # %% ../../nbs/tables/table1_sizes.ipynb #74456c16
 def present(
     names:Iterable[str]=tuple(tasks),
-)->dict[str,GlueData]: # Maybe empty
+)->dict: # `fsd.glue.GlueData` by task; maybe empty
     "The tasks whose data is at hand."
+    from fsd.glue import load # not above: it loads torch, and whoever reads the table needs none
     found = {}
     for name in names:
         try: data = load(name, partial=True)
@@ -37,20 +37,28 @@ def present(
     return found
 
 # %% ../../nbs/tables/table1_sizes.ipynb #83296c64
+def _sizes(
+    splits:Iterable[str], # 'train', or the dev splits
+    printed:str, # By the paper
+    task, # A `Task`
+    have=None, # Its `GlueData` where there is any
+)->list: # As printed, official, as counted
+    official = sum(task.sizes[s] for s in splits)
+    if have is None: return [printed, official, None]
+    n = sum(len(have.splits[s]) for s in splits)
+    return [printed, official, f'{n}{" (a part)"*(n<official)}']
+
 def make(
-    data:Mapping[str,GlueData]={}, # As from `present`
+    data:Mapping={}, # `GlueData` by task, as from `present`
 )->pd.DataFrame: # A row per task, in the paper's order
     "Table 1, with official and counted sizes."
     rows = []
     for r in paper_tables()['table1']['rows']:
         task = tasks[r['task'].lower().replace('-','')]
-        if (have := data.get(task.name)) and have.source=='demo': raise ValueError(f'{task.name}: the demo sentences are no data to count')
-        def sizes(splits, printed):
-            official = sum(task.sizes[s] for s in splits)
-            n = sum(len(have.splits[s]) for s in splits) if have else None
-            return [printed, official, None if n is None else f'{n}{" (a part)"*(n<official)}']
-        train,dev = sizes(['train'], r['train']),sizes(task.dev, r['dev'])
-        wrong = [what for what,(printed,official,_) in (('train',train), ('dev',dev)) if not fits(printed, official)]
+        have = data.get(task.name)
+        if have and have.source=='demo': raise ValueError(f'{task.name}: the demo sentences are no data to count')
+        train,dev = _sizes(['train'], r['train'], task, have),_sizes(task.dev, r['dev'], task, have)
+        wrong = [what for what,o in (('train',train), ('dev',dev)) if not fits(*o[:2])]
         rows.append([task.folder, *train, *dev, r['metric'], '/'.join(task.metrics), ' and '.join(wrong) or 'none'])
     columns = [f'{split}, {whose}' for split in ('train','dev') for whose in ('paper','official','counted')]
     return pd.DataFrame(rows, columns=['task',*columns,'metric, paper','metric','does not fit'])
