@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['rules', 'beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'settings_file',
-           'read_settings', 'parse', 'setting', 'allowed', 'check_values', 'from_ini', 'Knobs', 'Settings',
-           'check_file', 'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
+           'read_settings', 'parse', 'setting', 'allowed', 'check_values', 'Checked', 'from_ini', 'Knobs', 'Training',
+           'Epochs', 'steps', 'Settings', 'shared_out', 'SquadSettings', 'CompressionSettings', 'check_file', 'by_hand',
+           'made', 'sections_of', 'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, importlib.util, inspect, math, os, types, typing
-from dataclasses import Field, dataclass, field, fields, asdict
-from functools import cache
+from collections.abc import Callable
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
+from functools import cache, partial
 from operator import ge, gt, le, lt
 from pathlib import Path
 from .tasks import task_names, unknown
@@ -25,27 +27,18 @@ def settings_file()->Path:
 def read_settings(
     path:Path|None=None, # Another file in the same format
 )->configparser.ConfigParser:
-    "The parsed settings; comments start at `#`, `%` is itself, and a section holds only what stands in it, `[DEFAULT]` being one like the others."
+    """The parsed settings: comments start at `#`, `%` is itself.
+
+    A section holds only what stands in it, `[DEFAULT]` being one like the others. A file that is none is an error with its line.
+    """
     path = Path(path or settings_file())
     ini = configparser.ConfigParser(inline_comment_prefixes='#', default_section='', interpolation=None)
     try: ini.read_string(path.read_text(encoding='utf-8-sig'), str(path))
-    except UnicodeDecodeError as e: raise ValueError(f"{path}, line {e.object[:e.start].count(10)+1}: not UTF-8") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}, line {e.object[:e.start].count(10)+1}: not UTF-8") from None
     return ini
 
 # %% ../nbs/00_settings.ipynb #ecbf2ac5
-def parse(
-    name:str,   # For the error message
-    kind:type,  # `bool`, `int`, `float`, `str` or one of them `| None`
-    value,      # Text from the file, or a value given by hand
-):
-    "`value` as `kind`; a `ValueError` that names both if it is not one."
-    optional = type(None) in typing.get_args(kind)
-    if optional: kind = next(k for k in typing.get_args(kind) if k is not type(None))
-    if optional and (value is None or str(value).lower()=='none'): return None
-    try: return _readers[kind](value)
-    except (ValueError, TypeError, KeyError, OverflowError):
-        raise ValueError(f"{name}={value!r} is not {_words[kind]}{' or none' if optional else ''}") from None
-
 def _number(value):
     if isinstance(value, bool): raise ValueError
     return float(value)
@@ -55,12 +48,28 @@ def _integer(value):
     return value if isinstance(value, int) else int(float(value))
 
 def _text(value):
-    if isinstance(value, bool) or not isinstance(value, (str,os.PathLike,int,float)) or not str(value).strip(): raise ValueError
+    if isinstance(value, bool) or not isinstance(value, (str,os.PathLike,int,float)): raise ValueError
+    if not str(value).strip(): raise ValueError
     return str(value)
 
-_readers = {bool: lambda v: v if isinstance(v,bool) else configparser.ConfigParser.BOOLEAN_STATES[str(v).lower()],
-            int: _integer, float: _number, str: _text}
-_words = {bool:'yes or no', int:'a whole number', float:'a number', str:'text'}
+def _yes(value): return value if isinstance(value, bool) else configparser.ConfigParser.BOOLEAN_STATES[str(value).lower()]
+
+_readers = {bool:(_yes,'yes or no'), int:(_integer,'a whole number'), float:(_number,'a number'), str:(_text,'text')}
+
+# %% ../nbs/00_settings.ipynb #72b5b0c3
+def parse(
+    name:str,   # For the error message
+    kind:type,  # `bool`, `int`, `float`, `str` or one of them `| None`
+    value,      # Text from the file, or a value given by hand
+):
+    "`value` as `kind`; a `ValueError` that names both if it is not one."
+    optional = type(None) in typing.get_args(kind)
+    if optional: kind = next(k for k in typing.get_args(kind) if k is not type(None))
+    if optional and (value is None or str(value).lower()=='none'): return None
+    read,words = _readers[kind]
+    try: return read(value)
+    except (ValueError, TypeError, KeyError, OverflowError):
+        raise ValueError(f"{name}={value!r} is not {words}{' or none' if optional else ''}") from None
 
 # %% ../nbs/00_settings.ipynb #ec5ca92a
 rules:dict[Field,dict] = {} # What the values of a field may be
@@ -91,35 +100,53 @@ def allowed(
     if isinstance(value, float) and not math.isfinite(value): raise ValueError(f"{name}={value} must be finite")
     if type(value) is int: rule = {'high':2**31-1} | rule # what counts steps and rows does so in 32 bits somewhere
     for bound,(holds,words) in _bounds.items():
-        if bound in rule and not holds(value, rule[bound]): raise ValueError(f"{name}={value} must be {words} {rule[bound]} ({own.metadata['help']})")
+        if bound in rule and not holds(value, rule[bound]):
+            raise ValueError(f"{name}={value} must be {words} {rule[bound]} ({own.metadata['help']})")
     return value
 
 # %% ../nbs/00_settings.ipynb #d2517b9f
-_kinds = cache(typing.get_type_hints) # not the fields' own types: `HfArgumentParser` makes a plain `float` of `float|None` there
+_kinds = cache(typing.get_type_hints) # `HfArgumentParser` makes a plain `float` of a field's own `float|None`
 
 def check_values(
     s,                  # Of any dataclass that has `setting`s
-    cls:type|None=None, # Look at the fields of this class only
 ):
     "Parse the settings of `s` in place and check them against their rules."
-    cls = cls or type(s)
-    for f in fields(cls):
-        if f in rules: setattr(s, f.name, allowed(f.name, _kinds(cls)[f.name], getattr(s, f.name), f))
+    for f in fields(s):
+        if f in rules: setattr(s, f.name, allowed(f.name, _kinds(type(s))[f.name], getattr(s, f.name), f))
 
-def from_ini(cls:type)->type:
-    "Make `cls` a dataclass whose defaults are the values of `[DEFAULT]`."
-    usual = read_settings()['DEFAULT']
-    for name,kind in inspect.get_annotations(cls).items():
-        own = vars(cls)[name]
-        if 'required' in rules[own]: continue
-        if name not in usual: raise ValueError(f"settings.ini, [DEFAULT]: lacks {name!r} ({own.metadata['help']})")
-        try: own.default = allowed(name, kind, usual[name], own)
-        except ValueError as e: raise ValueError(f"settings.ini, [DEFAULT]: {e}") from None
+class Checked:
+    "A settings class that checks its values when it is made, and leaves the rest to what else it is."
+    def __post_init__(self):
+        check_values(self)
+        if hasattr(super(), '__post_init__'): super().__post_init__()
+
+# %% ../nbs/00_settings.ipynb #e0d4897f
+def _inherited(cls:type)->dict[str,Field]:
+    "The settings of the classes that `cls` is made from, by name."
+    return {f.name:f for b in reversed(cls.__bases__) if is_dataclass(b) for f in fields(b)}
+
+def _again(f:Field)->Field: return setting(f.metadata['help'], **rules[f])
+
+def from_ini(cls:type, section:str='DEFAULT')->type:
+    "Make `cls` a dataclass whose defaults are the values of `section`, and of `[DEFAULT]` where it says nothing."
+    ini,kinds = read_settings(),dict(inspect.get_annotations(cls))
+    own = {name:vars(cls)[name] for name in kinds}
+    if section!='DEFAULT':
+        again = {name:_again(f) for name,f in _inherited(cls).items() if name in ini[section] and name not in own}
+        cls.__annotations__ = kinds = {name:_kinds(cls)[name] for name in again} | kinds
+        for name,f in again.items(): setattr(cls, name, f)
+        own |= again
+    for name,f in own.items():
+        if 'required' in rules[f]: continue
+        where = section if name in ini[section] else 'DEFAULT'
+        if name not in ini[where]: raise ValueError(f"settings.ini, [{section}]: lacks {name!r} ({f.metadata['help']})")
+        try: f.default = allowed(name, kinds[name], ini[where][name], f)
+        except ValueError as e: raise ValueError(f"settings.ini, [{where}]: {e}") from None
     return dataclass(cls, kw_only=True)
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
-class Knobs:
+class Knobs(Checked):
     "What the losses and the memory of a method may be told."
     temperature:float = setting("softening of both logits in the soft term, equation 1", above=0, low=.01, high=1000)
     alpha:float = setting("weight of the labels; the teacher's logits weigh 1 - alpha, equation 2", low=0, high=1)
@@ -135,7 +162,8 @@ class Knobs:
     patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
     normalise:bool = setting("whether pkd compares directions only")
     relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
-    stage_cap:float|None = setting("longest time for a block of a schedule, as a share of the training; none is the same for each block and the answers", above=0, high=1)
+    stage_cap:float|None = setting("longest time for a block of a schedule, as a share of the training; "
+                                   "none is the same for each block and the answers", above=0, high=1)
     stage_threshold:float = setting("cosine loss below which a schedule leaves a block early; 0 is never", low=0)
     regression:str = setting("soft term of a regression task", choices=('mse','none'))
     padding:str = setting("paper: padding takes part in every structure; masked: it is left out", choices=('paper','masked'))
@@ -144,30 +172,54 @@ class Knobs:
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
-    def __post_init__(self):
-        check_values(self)
-        if hasattr(super(), '__post_init__'): super().__post_init__() # of what else a class is that has the knobs
-
 # %% ../nbs/00_settings.ipynb #26fc637e
 _last_seed = 2**32-1 # numpy's, which transformers sets too
 
 @from_ini
-class Settings(Knobs):
-    "Everything that decides a run; made by `resolve`."
-    task:str = setting("GLUE task, as `datasets` spells it", choices=task_names, required=True)
-    method:str = setting("distillation method: nods, vkd, fsd, pkd, rkd, minilm, wid, ...", required=True)
+class Training(Checked):
+    "What every training is told, whatever it learns."
     model:str = setting("pre-trained encoder: auto, a folder, or a name on the hub")
-    data:str = setting("auto, hub, demo, or a folder with GLUE files")
-    partial:bool = setting("use incomplete *_partial files")
-    seed:int = setting("student's seed: head, dropout, order of examples", low=0, high=_last_seed)
-    batch_size:int = setting("examples per step on a device", low=1)
-    eval_batch_size:int = setting("examples per step in evaluation", low=1)
+    seed:int = setting("seed of a fresh head, dropout, order of rows", low=0, high=_last_seed)
+    batch_size:int = setting("rows per step on a device", low=1)
+    eval_batch_size:int = setting("rows per step in evaluation", low=1)
     accumulate:int = setting("steps whose gradients are added up", low=1)
+    lr:float = setting("peak learning rate", above=0)
     weight_decay:float = setting("AdamW's weight decay", low=0, high=1000)
     adam_epsilon:float = setting("AdamW's epsilon", above=0, low=1e-30, high=1)
     max_grad_norm:float = setting("gradients are clipped to this norm", above=0)
     warmup:float = setting("share of the steps with rising learning rate", low=0, below=1)
-    precision:str = setting("arithmetic of both models", choices=('fp32','bf16'))
+    precision:str = setting("arithmetic of all models", choices=('fp32','bf16'))
+    device:str = setting("where to compute; auto is the GPU if there is one, else the CPU", choices=('auto','cpu','cuda','mps','xpu'))
+    checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
+    log_every:int = setting("optimizer steps between logged losses", low=1)
+
+@from_ini
+class Epochs(Training):
+    "A training that is counted in passes over its rows; one that is cut short is never a result."
+    epochs:int = setting("passes over the rows", low=1)
+    max_steps:int|None = setting("stop after this many optimizer steps; never a result", low=1)
+    train_examples:int|None = setting("use only the first examples; never a result", low=1)
+
+# %% ../nbs/00_settings.ipynb #5af385a1
+def steps(
+    s:Epochs,
+    rows:int,        # Learned from
+    epochs:int|None=None, # Those of `s` if None
+)->int:
+    "Optimizer steps of a training."
+    each = math.ceil(math.ceil(rows/s.batch_size)/s.accumulate)
+    return min(each*(epochs or s.epochs), s.max_steps or math.inf)
+
+# %% ../nbs/00_settings.ipynb #aedc31a5
+@from_ini
+class Settings(Epochs, Knobs):
+    "Everything that decides how a teacher is distilled; made by `resolve`."
+    task:str = setting("GLUE task, as `datasets` spells it", choices=task_names, required=True)
+    method:str = setting("distillation method: nods, vkd, fsd, pkd, rkd, minilm, wid, ...", required=True)
+    data:str = setting("auto, hub, demo, or a folder with GLUE files")
+    partial:bool = setting("use incomplete *_partial files")
+    holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; never a result",
+                            low=0, high=.9)
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
@@ -181,32 +233,110 @@ class Settings(Knobs):
     wid_strength:float = setting("weight of the group penalty", low=0, high=1e6)
     wid_ramp:float = setting("share of the training after which all units that the student loses are chosen", above=0, high=1)
     wid_fade:float = setting("share of the training that a unit takes to vanish", low=0, high=1)
-    wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; below 1 the weights learn faster", above=0, low=1e-6, high=1e6)
-    epochs:int = setting("passes over the data while distilling", low=1)
-    lr:float = setting("student's peak learning rate", above=0)
-    device:str = setting("where to compute; auto is the GPU if there is one, else the CPU", choices=('auto','cpu','cuda','mps','xpu'))
-    checkpoint_every:int = setting("optimizer steps between checkpoints", low=1)
-    log_every:int = setting("optimizer steps between logged losses", low=1)
-    max_steps:int|None = setting("stop after this many optimizer steps; never a result", low=1)
-    train_examples:int|None = setting("use only the first examples; never a result", low=1)
-    holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; never a result", low=0, high=.9)
+    wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; "
+                                 "below 1 the weights learn faster", above=0, low=1e-6, high=1e6)
+
+# %% ../nbs/00_settings.ipynb #9aecc978
+def shared_out(
+    s:Settings,
+    examples:int, # Of the training set
+)->tuple[int,int]:
+    "How many examples are learned from, and how many are held out."
+    n = min(examples, s.train_examples or examples)
+    held = max(1, round(n*s.holdout)) if s.holdout else 0
+    return n-held, held
+
+# %% ../nbs/00_settings.ipynb #46ae73e4
+@partial(from_ini, section='squad')
+class SquadSettings(Epochs):
+    "Everything that decides how an encoder is fine-tuned on SQuAD (Rajpurkar et al. 2016, 2018)."
+    version:str = setting("1.1, or 2.0 with questions that have no answer", choices=('1.1','2.0'), required=True)
+    data:str = setting("auto, hub, demo, a folder with SQuAD files or one of them")
+    max_length:int = setting("tokens of a window, question included", low=8)
+    stride:int = setting("tokens that neighbouring windows share", low=0)
+    max_question:int = setting("tokens read of a question", low=1)
+    max_answer:int = setting("longest answer in tokens", low=1)
+    null_threshold:float = setting("how much better than the best span no answer must score, version 2.0")
+
+# %% ../nbs/00_settings.ipynb #d65d6b44
+@partial(from_ini, section='wid corpus')
+class CompressionSettings(Training):
+    "Everything that decides how a BERT is made narrower by masked words."
+    corpus:str|None = setting("text file, folder of .txt files, table with a column text, or data set of the hub; none: demo sentences")
+    held_out:int = setting("lines that only measure the loss", low=1)
+    width:int|None = setting("width of the small model; none is half of the model's", low=1)
+    strategy:str = setting("narrower heads, or fewer", choices=('dim','head'))
+    penalty:str = setting("what drives rows to zero", choices=('l2','group'))
+    strength:float = setting("weight of the group penalty", low=0)
+    ramp:float = setting("share of the steps after which all units are cut", above=0, high=1)
+    fade:float = setting("share of the steps that a cut unit takes to vanish", low=0, high=1)
+    lr:float = setting("peak learning rate of compactors and of a fresh head", above=0, high=1e30)
+    lr_scale:float = setting("how much more slowly inherited weights learn", above=0, low=1e-6)
+    steps:int = setting("optimizer steps", low=1)
+    max_length:int = setting("longest line in tokens", low=3)
 
 # %% ../nbs/00_settings.ipynb #2ac95be4
+_jobs = {'squad':SquadSettings, 'wid corpus':CompressionSettings} # have sections of their own
+
+def _class_of(section:str)->type: return next((c for job,c in _jobs.items() if f'{section} '.startswith(f'{job} ')), Settings)
+
 def check_file(ini:configparser.ConfigParser)->configparser.ConfigParser: # `ini`
     "Raise a `ValueError` that names the section of a value that cannot be meant, whether a run would read that section or not."
-    own = {f.name:f for f in fields(Settings) if 'required' not in rules[f]}
     for section,values in ini.items():
+        cls = _class_of(section)
+        own = {f.name:f for f in fields(cls) if 'required' not in rules[f]}
         for name,value in values.items():
             try:
                 if name not in own: raise unknown('setting', name, own)
-                allowed(name, _kinds(Settings)[name], value, own[name])
+                allowed(name, _kinds(cls)[name], value, own[name])
             except ValueError as e: raise ValueError(f"settings.ini, [{section}]: {e}") from None
     return ini
 
 @cache
 def _usual_file()->configparser.ConfigParser: return check_file(read_settings())
 
+# %% ../nbs/00_settings.ipynb #66af4de0
+def _laid(cls:type, ini:configparser.ConfigParser, sections)->dict[str,str]:
+    "What `[DEFAULT]` and after it `sections` say about the settings of `cls`."
+    own = {f.name for f in fields(cls)}
+    return {k:v for s in ('DEFAULT', *sections) if ini.has_section(str(s)) for k,v in ini[str(s)].items() if k in own}
+
+def by_hand(
+    s,          # Of a settings class
+    usual:dict, # What the file says by itself
+)->dict:
+    "The settings that differ from `usual`, without what a run's folder names anyway."
+    own = {f.name:f for f in fields(s) if f.name in usual and f.name not in beside}
+    return {k:v for k,f in own.items() if (v := getattr(s, k))!=allowed(k, _kinds(type(s))[k], usual[k], f)}
+
+# settings that name a run's folder by themselves, or that change results by rounding alone
+beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every'}
+
+# %% ../nbs/00_settings.ipynb #8c68d66a
+def made(
+    cls:type,           # A settings class
+    sections:Callable,  # `sections(*names)`: whose values count, the weakest first
+    find:Callable|None=None, # `find(s)`: the `names`, for the settings as they are without them
+    ini:configparser.ConfigParser|None=None, # Another settings file, read by `read_settings`
+    **params,           # Values given by hand; `None` leaves the choice to the file
+)->tuple: # Settings, and those of `params` that the file does not say by itself
+    "Settings of one run, all checked: `[DEFAULT]` < `sections` < `params`."
+    ini,own = _usual_file() if ini is None else check_file(ini),{f.name:f for f in fields(cls)}
+    for name in params:
+        if name not in own: raise unknown('parameter', name, sorted(own))
+    given = {k:v for k,v in params.items() if v is not None or 'required' in rules[own[k]]}
+    usual = _laid(cls, ini, sections())
+    s = cls(**usual | given)
+    if find:
+        usual = _laid(cls, ini, sections(*find(s)))
+        s = cls(**usual | given)
+    return s, by_hand(s, usual)
+
 # %% ../nbs/00_settings.ipynb #0ec90adf
+def sections_of(task:str, method:str, model:str|None=None)->tuple[str,...]:
+    "The sections of `settings.ini` that count when a teacher is distilled, the weakest first."
+    return task, model, f'{task} {model}', method, f'{method} {task}', f'{method} {model}'
+
 def resolve(
     task:str,                      # GLUE task
     method:str,                    # Section of a method
@@ -214,15 +344,14 @@ def resolve(
     ini:configparser.ConfigParser|None=None, # Another settings file, read by `read_settings`
     **params,                      # Values given by hand; `None` leaves the choice to the file
 )->Settings:
-    "Settings of one run: [DEFAULT] < [task] < [model] < [task model] < [method] < [method task] < [method model] < `params`, all checked."
-    ini = _usual_file() if ini is None else check_file(ini)
-    names = {f.name for f in fields(Settings)}
-    for name in params:
-        if name not in names: raise unknown('parameter', name, sorted(names))
-    given = {'task':task, 'method':method}
-    for section in ('DEFAULT', task, model_section, f'{task} {model_section}', method, f'{method} {task}', f'{method} {model_section}'):
-        if ini.has_section(str(section)): given |= ini[str(section)]
-    return Settings(**given | {k:v for k,v in params.items() if v is not None})
+    """Settings of one distillation, all checked.
+
+    `[DEFAULT]` < `[task]` < `[model]` < `[task model]` < `[method]` < `[method task]` < `[method model]` < `params`.
+
+    >>> resolve('qqp', 'fsd', beta='0.5').beta, resolve('qqp', 'fsd').memory_size
+    (0.5, 300)
+    """
+    return made(Settings, lambda: sections_of(task, method, model_section), None, ini, task=task, method=method, **params)[0]
 
 # %% ../nbs/00_settings.ipynb #9dec8f6b
 def check_fit(
@@ -250,18 +379,15 @@ def overrides(
     model_section:str|None=None, # As in `resolve`
 )->dict:
     "The settings of `s` that `settings.ini` does not give by itself, without what a run's folder names anyway."
-    usual = asdict(resolve(s.task, s.method, model_section))
-    return {k:v for k,v in asdict(s).items() if v!=usual[k] and k not in beside}
-
-# settings that name a run's folder by themselves, or that change results by rounding alone
-beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every'}
+    return by_hand(s, _laid(Settings, _usual_file(), sections_of(s.task, s.method, model_section)))
 
 # %% ../nbs/00_settings.ipynb #7e93ab52
 of_rows = ('partial','holdout')
-of_both = ('batch_size','accumulate','weight_decay','adam_epsilon','max_grad_norm','warmup','precision','max_length','max_steps','train_examples')
+of_both = ('batch_size','accumulate','weight_decay','adam_epsilon','max_grad_norm','warmup','precision',
+           'max_length','max_steps','train_examples')
 of_teachers = ('teacher_epochs','teacher_lr','teacher_seed')
 of_students = ('epochs','lr','student_layers','student_init')
-of_inherited = ('student_width','wid_strategy','wid_penalty','wid_strength','wid_ramp','wid_fade','wid_lr_scale') # of students that shrink
+of_inherited = ('student_width','wid_strategy','wid_penalty','wid_strength','wid_ramp','wid_fade','wid_lr_scale') # shrink
 of_memories = ('memory_size','memory_procedure','memory_budget')
 
 # %% ../nbs/00_settings.ipynb #2270b58b
@@ -284,7 +410,11 @@ def from_released(
     return dict(beta=1., gamma_g=epsilon*sigma, gamma_i=rest*gamma, gamma_l=rest*(1-gamma))
 
 def to_released(gamma_i:float, gamma_l:float, gamma_g:float)->dict:
-    "The nested weights that mean the same as equation 11's with `beta` 1; intra and local must not both be 0, as their ratio is one of them."
-    if gamma_i+gamma_l<=0: raise ValueError(f"gamma_i={gamma_i} and gamma_l={gamma_l}: the nested form needs one of them above 0")
+    """The nested weights that mean the same as equation 11's with `beta` 1.
+
+    Intra and local must not both be 0, as their ratio is one of the nested weights.
+    """
+    if gamma_i+gamma_l<=0:
+        raise ValueError(f"gamma_i={gamma_i} and gamma_l={gamma_l}: the nested form needs one of them above 0")
     epsilon = gamma_g + 2*(gamma_i+gamma_l)
     return dict(epsilon=epsilon, sigma=gamma_g/epsilon, gamma=gamma_i/(gamma_i+gamma_l))
