@@ -218,8 +218,6 @@ class Settings(Epochs, Knobs):
     method:str = setting("distillation method: nods, vkd, fsd, pkd, rkd, minilm, wid, ...", required=True)
     data:str = setting("auto, hub, demo, or a folder with GLUE files")
     partial:bool = setting("use incomplete *_partial files")
-    holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; never a result",
-                            low=0, high=.9)
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
@@ -235,6 +233,8 @@ class Settings(Epochs, Knobs):
     wid_fade:float = setting("share of the training that a unit takes to vanish", low=0, high=1)
     wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; "
                                  "below 1 the weights learn faster", above=0, low=1e-6, high=1e6)
+    holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; never a result",
+                            low=0, high=.9)
 
 # %% ../nbs/00_settings.ipynb #9aecc978
 def shared_out(
