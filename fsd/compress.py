@@ -62,7 +62,8 @@ def _read(path:Path)->list[str]:
     if (path.suffix=='.gz' or stem in _tables) and path.stat().st_size:
         return _table(path, *_tables.get(stem, ('text',{})))
     try: text = path.read_text(encoding='utf-8')
-    except UnicodeDecodeError as e: raise ValueError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start+1})') from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start+1})') from None
     if _is_json(text):
         raise ValueError(f"{path} holds JSON, not lines of text; name it .jsonl, or .json if it is one list, "
                          "with each text in a field 'text'")
@@ -85,11 +86,12 @@ def _lines(corpus:str)->tuple[list[str],str]:
     if files: return [l for f in files for l in _read(f)], f"{len(files)} file{'s'*(len(files)>1)} of {path.name}"
     try: rows = hfd.load_dataset(*corpus.split(':'), split='train')
     except Exception as e:
-        raise ValueError(f"corpus={corpus!r} is no text file, no folder, and `datasets` cannot load its 'text': {e}") from None
+        raise ValueError(f"corpus={corpus!r} is no text file, no folder, "
+                         f"and `datasets` cannot load its 'text': {e}") from None
     return _texts(rows, corpus), f'{corpus} from the hub'
 
 def read_corpus(
-    corpus:str|None=None, # File, folder with .txt files, or data set of the hub, with ':' before its configuration; None: the demo's
+    corpus:str|None=None, # File, folder with .txt files, or `name:configuration` of the hub; None: the demo's sentences
     held_out:int=500,     # Lines that are not trained on
 )->Corpus:
     "The different lines of a corpus that are not blank; the same are held out whatever the seed of a run."
@@ -104,7 +106,7 @@ def read_corpus(
 
 # %% ../nbs/11_compress.ipynb #01cede49
 class Draws(torch.utils.data.Dataset):
-    "As many draws of tokenised lines as a training needs, each line once before any comes twice; a draw knows its number."
+    "As many draws of tokenised lines as a training needs, each line once before any comes twice, with their numbers."
     def __init__(self, rows:list[list[int]], n:int, seed:int=0):
         g = torch.Generator().manual_seed(seed)
         rounds = [torch.randperm(len(rows), generator=g) for _ in range(-(-n//len(rows)))]
@@ -186,29 +188,32 @@ class Compression(Job):
         self.corpus = read_corpus(s.corpus, s.held_out)
         self.rows,self.dev = (self.tokenised(getattr(self.corpus, o), o) for o in ('train','held_out'))
         self.left_out = len(self.corpus.train)+len(self.corpus.held_out)-len(self.rows)-len(self.dev)
-        if self.left_out: print(f"{self.left_out:,} lines without a word that the tokenizer knows are left out", flush=True)
+        if self.left_out: print(f'{self.left_out:,} lines without a word that the tokenizer knows are left out')
         self.read_teacher()
         self.folder = self.place('students')
 
     def tokenised(self, lines:list[str], name:str)->list[list[int]]:
         "Token ids of the lines that hold a known word."
-        rows = wordy(self.tokenizer(lines, truncation=True, max_length=self.settings.max_length)['input_ids'], self.tokenizer)
-        if rows: return rows
-        use = 'to learn from' if name=='train' else 'held out'
-        raise ValueError(f'the tokenizer of {self.name} knows no word of the {len(lines):,} lines {use}, such as {lines[0][:40]!r}')
+        ids = self.tokenizer(lines, truncation=True, max_length=self.settings.max_length)['input_ids']
+        if rows := wordy(ids, self.tokenizer): return rows
+        which = f"{len(lines):,} lines {'to learn from' if name=='train' else 'held out'}"
+        raise ValueError(f'the tokenizer of {self.name} knows no word of the {which}, such as {lines[0][:40]!r}')
 
     def read_teacher(self):
         "The pre-trained BERT, whose head is `fresh` where it came without."
+        how = dict(dtype=torch.float32, output_loading_info=True)
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed) # of a fresh head
-            self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, dtype=torch.float32, output_loading_info=True)
+            self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, **how)
         if lost := sorted(k for k in info['missing_keys'] if not k.startswith('cls.')):
-            raise ValueError(f'{self.source} lacks {len(lost)} weights of a BERT, the first {lost[0]}; is it a whole model?')
+            raise ValueError(f'{self.source} lacks {len(lost)} weights of a BERT, the first {lost[0]}; '
+                             'is it a whole model?')
         self.teacher.to(self.device).eval()
         self.fresh = ('cls.',) if any(k.startswith('cls.') for k in info['missing_keys']) else ()
 
 # %% ../nbs/11_compress.ipynb #1d58de26
-_later = dict(eval_batch_size=32, accumulate=1, adam_epsilon=1e-8, max_grad_norm=1.) # what they were before they could be set
+# what they were before they could be set
+_later = dict(eval_batch_size=32, accumulate=1, adam_epsilon=1e-8, max_grad_norm=1.)
 
 @patch
 def label(self:Compression, kind:str)->str: return f'wid-{self.name}-w{self.target.hidden_size}'
@@ -226,7 +231,8 @@ def _about_students(self:Compression)->dict:
 def inheritance(self:Compression)->Inheritance:
     "A fresh start."
     s = self.settings
-    return Inheritance(self.teacher, self.target.hidden_size, s.strategy, s.penalty, s.strength, ramp=s.ramp, fade=s.fade, lr_scale=s.lr_scale)
+    return Inheritance(self.teacher, self.target.hidden_size, s.strategy, s.penalty, s.strength,
+                       ramp=s.ramp, fade=s.fade, lr_scale=s.lr_scale)
 
 @patch
 def loss(self:Compression, model)->float:
@@ -236,25 +242,27 @@ def loss(self:Compression, model)->float:
 @patch
 def frequencies(self:Compression)->float:
     "Held-out loss of word frequencies, and nothing else; a word that never came counts as if it had come once."
-    n = torch.bincount(torch.tensor([t for r in self.rows for t in r[1:-1]]), minlength=len(self.tokenizer)).clamp(min=1)
-    return -(n/n.sum()).log()[[t for r in self.dev for t in r[1:-1]]].mean().item()
+    train,dev = ([t for r in rows for t in r[1:-1]] for rows in (self.rows, self.dev))
+    n = torch.bincount(torch.tensor(train), minlength=len(self.tokenizer)).clamp(min=1)
+    return -(n/n.sum()).log()[dev].mean().item()
 
 @patch(as_prop=True)
 @once
 def start(self:Compression)->dict[str,float]:
     "Held-out losses before training: of word frequencies, of the teacher, and of what the width gives at once."
-    return dict(frequencies=self.frequencies(), teacher=self.loss(self.teacher), at_once=self.loss(self.inheritance().finish()))
+    at_once = self.loss(self.inheritance().finish())
+    return dict(frequencies=self.frequencies(), teacher=self.loss(self.teacher), at_once=at_once)
 
 # %% ../nbs/11_compress.ipynb #13666014
 class _MaskedWords(SoundTrainer):
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None): return masked_loss(model, inputs)
+    def compute_loss(self, model, inputs, **kwargs): return masked_loss(model, inputs)
 
 class _Watch(TrainerCallback):
     "Each logged loss is said."
     def on_log(self, args, state, control, logs=None, **kwargs):
         if 'loss' not in (logs or {}): return
-        width = state.log_history[-1]['width']
-        print(f"step {state.global_step} of {state.max_steps}: loss {float(logs['loss']):.3f}, width {width:.0f}", flush=True)
+        step,loss,width = f'{state.global_step} of {state.max_steps}',float(logs['loss']),state.log_history[-1]['width']
+        print(f'step {step}: loss {loss:.3f}, width {width:.0f}', flush=True)
 
 @patch
 def _trainer(self:Compression, wid:Inheritance)->SoundTrainer:
@@ -295,17 +303,23 @@ def run(self:Compression)->dict: # The record
     return read_json(self.keep('students', self._train)/'wid.json')
 
 # %% ../nbs/11_compress.ipynb #b19fed05
+_headless = (", **without a head for masked words: a fresh one is trained with it, "
+             "and the teacher's loss below says nothing about the teacher**")
+
 @patch
 def summary(self:Compression)->dict:
     "What this run uses, in words."
     s,c,target,config = self.settings,self.corpus,self.target,self.config
     small,whole = (wid_size(config, o.hidden_size)/1e6 for o in (target, config))
     lines = f'{c.where}: {len(self.rows):,} lines and {len(self.dev):,} held out'
-    head = ", **without a head for masked words: a fresh one is trained with it, and the teacher's loss below says nothing about the teacher**"
-    return {'corpus':lines+' **Demonstration on made-up sentences: no result.**'*c.demo, 'model':self.source.words+head*bool(self.fresh),
-            'small model':f'{target.hidden_size} of {config.hidden_size} wide, {target.num_attention_heads} of '
-                f'{config.num_attention_heads} heads, {small:.1f} of {whole:.1f} million parameters in embeddings and blocks',
-            'inheritance':f'strategy {s.strategy}, penalty {s.penalty}, all cut after {s.ramp:.0%} of the steps, each unit fades for {s.fade:.0%}',
-            'training':f'{s.steps} steps of {s.batch_size*s.accumulate} lines of at most {s.max_length} tokens, compactors at {s.lr:g}, '
-                f'weights at {s.lr/s.lr_scale:g}, warm-up {s.warmup:g}, weight decay {s.weight_decay:g}, {s.precision}',
+    heads = f'{target.num_attention_heads} of {config.num_attention_heads} heads'
+    size = f'{small:.1f} of {whole:.1f} million parameters in embeddings and blocks'
+    return {'corpus':lines+' **Demonstration on made-up sentences: no result.**'*c.demo,
+            'model':self.source.words+_headless*bool(self.fresh),
+            'small model':f'{target.hidden_size} of {config.hidden_size} wide, {heads}, {size}',
+            'inheritance':f'strategy {s.strategy}, penalty {s.penalty}, all cut after {s.ramp:.0%} of the steps, '
+                          f'each unit fades for {s.fade:.0%}',
+            'training':f'{s.steps} steps of {s.batch_size*s.accumulate} lines of at most {s.max_length} tokens, '
+                       f'compactors at {s.lr:g}, weights at {s.lr/s.lr_scale:g}, warm-up {s.warmup:g}, '
+                       f'weight decay {s.weight_decay:g}, {s.precision}',
             'device':environment(self.device)['device'], 'seed':s.seed, 'result':shown(self.folder)}

@@ -72,15 +72,16 @@ def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, ca
     "For a model, or for one that shrinks: an `Inheritance` is a callback and groups its parameters."
     groups = None
     if isinstance(model, Inheritance): model,groups,callbacks = model.model,model.parameter_groups,[*callbacks, model]
-    return DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer, callbacks=[*callbacks],
-        parameter_groups=groups, eval_dataset={k:self.rows[k] for k in self.dev},
+    return DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer, groups,
+        callbacks=[*callbacks], eval_dataset={k:self.rows[k] for k in self.dev},
         compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
 
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, **taught):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
     knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)}
-    args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, learning_rate=lr, seed=seed, eval_strategy='epoch')
+    own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch')
+    args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held else []
     trainer = self._trainer(args, model, method, callbacks=callbacks, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
@@ -100,7 +101,7 @@ def _epochs(self:Experiment, log:list)->list[dict]:
 # %% ../nbs/15_experiment.ipynb #30c2ab1e
 @patch(as_prop=True)
 def runs_live(self:Experiment)->bool:
-    "Whether the teacher runs in every step of the student's training, as asked for or as its attention is too large to keep."
+    "Whether the teacher runs in every step of the student's training: as asked, or as attention is too large to keep."
     return self.settings.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in self.needs_t)
 
 @patch
@@ -118,7 +119,7 @@ def _check_space(self:Experiment):
 @patch(as_prop=True)
 @once
 def teacher_folder(self:Experiment)->Path:
-    "The fine-tuned teacher, an ordinary checkpoint of transformers; a fine-tuning that was killed goes on from its last checkpoint."
+    "The fine-tuned teacher, an ordinary checkpoint of transformers."
     s = self.settings
     def build(folder):
         self._check_space()
@@ -138,7 +139,8 @@ def evaluate(self:Experiment, model)->dict:
     "`Collected` logits, labels and features per dev split."
     pad = collate(self.tokenizer.pad_token_id, self.settings.max_length)
     def batches(split):
-        for b in DataLoader(self.rows[split], self.settings.eval_batch_size, collate_fn=pad): yield {k:v.to(self.device) for k,v in b.items()}
+        for batch in DataLoader(self.rows[split], self.settings.eval_batch_size, collate_fn=pad):
+            yield {k:v.to(self.device) for k,v in batch.items()}
     return {split:compare.collect(model, batches(split)) for split in self.dev}
 
 _evaluated = {} # the last teacher that this process looked at, and what came of it
@@ -172,16 +174,17 @@ def teacher_scores(self:Experiment)->pd.DataFrame:
     "The teacher's dev scores beside the majority's, in percent; of a finished run, from its record."
     run,m = self.done(),self.majority()
     t = run.teacher if run else self.scores(self.on_teacher)
-    both = {f'{split} {metric}':{'teacher':100*v, 'majority':100*m[split][metric]} for split,o in t.items() for metric,v in o.items()}
-    return pd.DataFrame(both).round(1)
+    def percent(o): return {f'{split} {metric}':100*v for split,found in o.items() for metric,v in found.items()}
+    return pd.DataFrame({'teacher':percent(t), 'majority':percent(m)}).T.round(1)
 
 # %% ../nbs/15_experiment.ipynb #c0ceed3e
 @patch
 def kept_features(self:Experiment, needs:frozenset)->KeptTeacher:
     "What the teacher says about each training example, computed or found."
     s = self.settings
-    return keep_features(self.teacher, self.rows['train'], needs, self.outputs/'features', padding=s.padding, max_length=s.max_length,
-                         pad_token_id=self.tokenizer.pad_token_id, batch_size=s.eval_batch_size, precision=s.precision)
+    how = dict(padding=s.padding, max_length=s.max_length, batch_size=s.eval_batch_size, precision=s.precision)
+    return keep_features(self.teacher, self.rows['train'], needs, self.outputs/'features',
+                         pad_token_id=self.tokenizer.pad_token_id, **how)
 
 @patch(as_prop=True)
 @once
@@ -221,7 +224,8 @@ def prepare(self:Experiment):
     "Make or find what the student will be taught with, and say what it is."
     if self.done(): return print('The run is finished already: nothing to prepare.')
     if self.features is None: print(f'{self.settings.method} does not look at the teacher.')
-    if self.memory is not None: print('memory: {} centroids of {} positions by {} numbers'.format(*self.memory.shape), flush=True)
+    if self.memory is None: return
+    print('memory: {} centroids of {} positions by {} numbers'.format(*self.memory.shape), flush=True)
 
 # %% ../nbs/15_experiment.ipynb #8f11bfe4
 @patch
@@ -233,7 +237,7 @@ def new_student(self:Experiment)->torch.nn.Module|Inheritance:
 @patch(as_prop=True)
 @once
 def student_folder(self:Experiment)->Path:
-    "The distilled student, an ordinary checkpoint of transformers; a training that was killed goes on from its last checkpoint."
+    "The distilled student, an ordinary checkpoint of transformers."
     s = self.settings
     def build(folder):
         student,taught = self.new_student(),dict(teacher=self.features, memory=self.memory)
@@ -280,25 +284,28 @@ def analyse(self:Experiment,
 @patch
 def _used(self:Experiment)->dict:
     "The part of the record that says what was used."
-    kinds,d = ('model','data','student_model','device'),self.data
+    places,d = ('model','data','student_model','device'),self.data
     where = d.where if d.source!='folder' else f'{self.task.folder} from a folder of GLUE files'
+    data = dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial)
+    model = dict(name=self.name, source=self.source.source, fingerprint=weights_of(self.source))
     return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides,
-        settings={k:v for k,v in asdict(self.settings).items() if k not in kinds},
+        settings={k:v for k,v in asdict(self.settings).items() if k not in places},
         terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()},
-        data=dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial, rows={k:len(v) for k,v in self.rows.items()}),
-        model=dict(name=self.name, source=self.source.source, fingerprint=weights_of(self.source), student=model_name(self.student_source)))
+        data=data | dict(rows={k:len(v) for k,v in self.rows.items()}),
+        model=model | dict(student=model_name(self.student_source)))
 
 @patch
 def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
     "What `run.json` holds."
     def first(e): return next(iter(next(iter(e['scores'].values())).values()))
     logged = ('step','epoch','loss','learning_rate',*self.weights)
-    return self._used() | dict(environment=training['environment'], seconds=dict(self.seconds, student=training['seconds']),
-        peak_memory=training['peak_memory'],
+    return self._used() | dict(environment=training['environment'], peak_memory=training['peak_memory'],
+        seconds=dict(self.seconds, student=training['seconds']),
         parameters=dict(teacher=self.teacher.num_parameters(), student=self.student.num_parameters()),
         scores=dict(teacher=self.scores(t), student=self.scores(s), majority=self.majority()),
         best=max(training['epochs'], key=first)['scores'], epochs=training['epochs'], analysis=found,
-        probe=training.get('probe', []), history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
+        probe=training.get('probe', []),
+        history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
 
 @patch
 def recorded(self:Experiment)->runs.Run:
@@ -308,7 +315,8 @@ def recorded(self:Experiment)->runs.Run:
     found,pixels = self.analyse(t, s)
     logits = {f'{who}_{split}':c.logits.numpy() for who,o in (('teacher',t),('student',s)) for split,c in o.items()}
     labels = {f'labels_{split}':c.labels.numpy() for split,c in t.items()}
-    return runs.save(runs.Run(self.folder, self._record(training, t, s, found)), predictions=logits | labels, analysis=pixels)
+    run = runs.Run(self.folder, self._record(training, t, s, found))
+    return runs.save(run, predictions=logits | labels, analysis=pixels)
 
 # %% ../nbs/15_experiment.ipynb #c474f44f
 def distill(

@@ -19,32 +19,32 @@ from transformers import (MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoConfig, Auto
                           DataCollatorWithPadding, PreTrainedModel)
 from . import runs
 from .job import Job, SoundTrainer, once
-from .kept import fingerprint, read_json, shown, write_json
-from .machine import environment
+from .kept import fingerprint, read_json, write_json
 from .models import check_folder, check_length, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import SquadSettings, beside
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
 from .windows import Answer, answers, rightwards, windows
 
 # %% ../nbs/16_reading.ipynb #3b94d834
-def _refuse(model, kind:str):
-    raise ValueError(f'{model} is of the kind {kind!r}; questions are answered by encoders that are built like BERT and read both ways')
-
 def load_reader(
     model:str|Path, # A folder; of an encoder, a classifier or a finished reader
     seed:int=0, # Of the head, if the files have none
 )->PreTrainedModel:
-    "The model in `model` with a head that marks answers, in eval mode and float32; a `ValueError` if it is none that can."
+    "The model in `model` with a head that marks answers, in eval mode and float32; a `ValueError` if it cannot."
     config = AutoConfig.from_pretrained(check_folder(model))
     writes = getattr(config, 'is_encoder_decoder', False) or getattr(config, 'is_decoder', False)
-    if writes or type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING: _refuse(model, config.model_type)
+    other = ValueError(f'{model} is of the kind {config.model_type!r}; questions are answered by encoders '
+                       'that are built like BERT and read both ways')
+    if writes or type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING: raise other
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         m,info = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
-    if not hasattr(m.base_model, 'embeddings'): _refuse(model, config.model_type)
+    if not hasattr(m.base_model, 'embeddings'): raise other
     if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
-        raise ValueError(f'{model} lacks {len(lost)} weights of a {m.config.model_type} encoder, the first {lost[0]}; is it a whole model?')
-    if other := sorted(info['mismatched_keys']): raise ValueError(f'{model}: weights of another shape, the first {other[0]}')
+        raise ValueError(f'{model} lacks {len(lost)} weights of a {m.config.model_type} encoder, the first {lost[0]}; '
+                         'is it a whole model?')
+    odd = sorted(info['mismatched_keys'])
+    if odd: raise ValueError(f'{model}: weights of another shape, the first {odd[0]}')
     return m.eval()
 
 # %% ../nbs/16_reading.ipynb #bdbd7977
@@ -73,7 +73,7 @@ def _sections(model=None, source=None): return 'squad', model, f'squad {model}',
 class Reading(Job):
     """One run of `squad.ipynb`: fine-tunes an encoder on SQuAD and evaluates it.
 
-    `Reading(version='2.0', model='path/to/bert').run()` gives the finished `Run`; `python -m papermill nbs/squad.ipynb` shows it.
+    `Reading(version='2.0', model='path/to/bert').run()` gives the finished `Run`; `squad.ipynb` shows it.
     """
     asks,makes,alone = SquadSettings,'readers',('a run', 'start one per GPU for different models or seeds')
 
@@ -84,15 +84,14 @@ class Reading(Job):
         s = self.settings
         self.tokenizer = rightwards(load_tokenizer(self.source))
         self.check()
-        self.task,self.partial = tasks[s.version],self.data.source!='demo' and not self.data.complete
-        self.kind = runs.kind_of(s, dict(source=self.data.source, partial=self.partial))
-        named = dict(task=self.task, method='finetune', seed=s.seed)
-        self.folder = runs.folder_of(named, self.name, self.kind, self.overrides)
+        self.task = tasks[s.version]
+        self.belongs(self.data, task=self.task, method='finetune', seed=s.seed)
 
     @property
     def fingerprint(self)->str:
         "Of all that determines the scores."
-        return fingerprint(**self.determined_by('readers'), answers={k:getattr(self.settings, k) for k in sorted(_of_answers)})
+        read = {k:getattr(self.settings, k) for k in sorted(_of_answers)}
+        return fingerprint(**self.determined_by('readers'), answers=read)
 
     def find(self, s:SquadSettings)->tuple:
         names = super().find(s)
@@ -126,9 +125,7 @@ def summary(self:Reading)->dict:
             'questions':', '.join(f'{n} {len(o):,}' for n,o in self.data.splits.items()),
             'model':self.source.words, 'windows':f'{s.max_length} tokens, neighbours share {s.stride}',
             'training':f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size*s.accumulate}, {s.precision}',
-            'device':environment(self.device)['device'], 'seed':s.seed,
-            'changed by hand':', '.join(f'{k}={v}' for k,v in self.overrides.items()) or 'nothing',
-            'record':shown(self.folder/'run.json')}
+            **self.ending()}
 
 # %% ../nbs/16_reading.ipynb #63f49219
 _of_answers = {'null_threshold','max_answer'}  # change what is read off the model, not the model
@@ -151,23 +148,19 @@ def _about_readers(self:Reading)->dict:
 def label(self:Reading, kind:str)->str: return f'{self.task}-{self.name}-s{self.settings.seed}'
 
 # %% ../nbs/16_reading.ipynb #609cd098
-@patch
-def _train(self:Reading, folder:Path):
-    "Fine-tune and save into `folder`."
-    model,rows = load_reader(self.source, self.settings.seed),self.in_windows('train')
-    args = self.arguments('readers', len(rows), disable_tqdm=True)
-    with quiet():
-        pad = DataCollatorWithPadding(self.tokenizer)
-        trainer = SoundTrainer(model, args, pad, rows, processing_class=self.tokenizer)
-    told = self.train(trainer, folder)
-    told['history'] = [{k:l[k] for k in ('step','epoch','loss','learning_rate')} for l in told['history']]
-    write_json(folder/'training.json', told | dict(windows=len(rows)))
-
 @patch(as_prop=True)
 @once
 def reader_folder(self:Reading)->Path:
     "The fine-tuned model, an ordinary checkpoint of transformers."
-    return self.keep('readers', self._train)
+    def build(folder):
+        model,rows = load_reader(self.source, self.settings.seed),self.in_windows('train')
+        args = self.arguments('readers', len(rows), disable_tqdm=True)
+        pad = DataCollatorWithPadding(self.tokenizer)
+        with quiet(): trainer = SoundTrainer(model, args, pad, rows, processing_class=self.tokenizer)
+        told = self.train(trainer, folder)
+        told['history'] = [{k:l[k] for k in ('step','epoch','loss','learning_rate')} for l in told['history']]
+        write_json(folder/'training.json', told | dict(windows=len(rows)))
+    return self.keep('readers', build)
 
 @patch(as_prop=True)
 @once
@@ -189,8 +182,9 @@ def _record(self:Reading, training:dict, scores:dict)->dict:
     settings = {k:v for k,v in asdict(s).items() if k not in ('model','data')}
     return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides, data=data,
         settings=settings | dict(task=self.task, method='finetune', padding='masked'),
-        model=dict(name=self.name, source=self.source.source, fingerprint=self.weights), environment=training['environment'],
-        seconds=dict(student=training['seconds']), peak_memory=training['peak_memory'],
+        model=dict(name=self.name, source=self.source.source, fingerprint=self.weights),
+        environment=training['environment'], peak_memory=training['peak_memory'],
+        seconds=dict(student=training['seconds']),
         scores=dict(teacher={}, student=scores), best=scores, history=training['history'])
 
 @patch
@@ -207,7 +201,8 @@ def score_table(
 )->str: # Markdown
     "Scores in percent, with what the run is not."
     version = run.record['settings']['version']
-    rows = [f"| {part.replace('_', ' ').replace('validation', 'all')} | {100*v['em']:.1f} | {100*v['f1']:.1f} |" for part,v in run.scores.items()]
+    def name(part): return part.replace('_', ' ').replace('validation', 'all')
+    rows = [f"| {name(part)} | {100*v['em']:.1f} | {100*v['f1']:.1f} |" for part,v in run.scores.items()]
     title = f"**SQuAD {version}, {run.model}, seed {run.seed}.**{_words.get(run.kind, '')}"
     return '\n'.join([title, '', '| dev questions | exact match | F1 |', '|---|---|---|', *rows])
 
@@ -225,7 +220,8 @@ def _marked(context:str, text:str, answers:dict, around:int=90)->str:
     low = max(0, min((m[0] for m in marks), default=0)-around)
     high = max((m[1] for m in marks), default=around)+around
     cuts = sorted({low, min(high, len(context)), *(p for m in marks for p in m[:2])})
-    parts = [_wrapped(html.escape(context[i:j]), [tag for x,y,tag in marks if x<=i and j<=y]) for i,j in zip(cuts, cuts[1:])]
+    def part(i, j): return _wrapped(html.escape(context[i:j]), [tag for x,y,tag in marks if x<=i and j<=y])
+    parts = [part(i, j) for i,j in zip(cuts, cuts[1:])]
     return '… '*(low>0)+''.join(parts)+' …'*(high<len(context))
 
 # %% ../nbs/16_reading.ipynb #9cc0428c
@@ -240,7 +236,7 @@ def beside_gold(
     def line(r):
         text,golds = predictions[r['id']],list(dict.fromkeys(r['answers']['text']))
         em,f1 = (max(f(text, g) for g in gold_texts(r['answers'])) for f in (exact_match, token_f1))
-        return dict(question=html.escape(r['question']), context=_marked(r['context'], text, r['answers']), prediction=say(text),
-                    gold=' / '.join(map(say, golds or [''])), em=int(em), f1=f'{f1:.2f}')
+        return dict(question=html.escape(r['question']), context=_marked(r['context'], text, r['answers']),
+                    prediction=say(text), gold=' / '.join(map(say, golds or [''])), em=int(em), f1=f'{f1:.2f}')
     some = rows.select(np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int))
     return pd.DataFrame([line(r) for r in some]).to_html(escape=False, index=False)
