@@ -37,7 +37,8 @@ class Knobs(Checked):
                                    "none is the same for each block and the answers", above=0, high=1)
     stage_threshold:float = setting("cosine loss below which a schedule leaves a block early; 0 is never", low=0)
     regression:str = setting("soft term of a regression task", choices=('mse','none'))
-    padding:str = setting("paper: padding takes part in every structure; masked: it is left out", choices=('paper','masked'))
+    padding:str = setting("paper: padding takes part in every structure; masked: it is left out",
+                          choices=('paper','masked'))
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=3)
     memory_size:int = setting("number of centroids K", low=1)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
