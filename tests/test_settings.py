@@ -9,8 +9,9 @@ from fsd import runs
 from fsd.experiment import Experiment
 from fsd.methods import methods, reads
 from fsd.report import made_up, outdated
-from fsd.settings import Knobs, Settings, beside, check_file, from_ini, read_settings, resolve, rules, setting, settings_file
+from fsd.settings import CompressionSettings, Knobs, Settings, SquadSettings, beside, check_file, made, resolve
 from fsd.tasks import unknown
+from fsd.values import from_ini, read_settings, rules, setting, settings_file
 
 values = dict(debiased='no', beta='0.5', stage_cap='none', memory_size='8', alpha=1)
 meant = dict(debiased=False, beta=.5, stage_cap=None, memory_size=8, alpha=1.)
@@ -102,8 +103,23 @@ def test_a_default_that_is_missing_or_wrong_is_named(tmp_path, monkeypatch):
     def cls(): return type('Two', (), {'__annotations__':{'lr':float}, 'lr':setting('rate', above=0)})
     for text,words in (('[DEFAULT]\nepochs = 1', r"\[DEFAULT\]: lacks 'lr' \(rate\)"), ('[DEFAULT]\nlr = 0', r'\[DEFAULT\]: lr=0.0 must be above 0')):
         ini = file(tmp_path, text, f'{len(text)}.ini')
-        monkeypatch.setattr('fsd.settings.read_settings', lambda ini=ini: ini)
+        monkeypatch.setattr('fsd.values.read_settings', lambda ini=ini: ini)
         with pytest.raises(ValueError, match=words): from_ini(cls())
+
+@pytest.mark.parametrize('cls, section', [(SquadSettings, 'squad'), (CompressionSettings, 'wid corpus')])
+def test_a_job_has_its_own_section_and_the_same_way_to_its_settings(tmp_path, cls, section):
+    need = {f.name:'1.1' for f in fields(cls) if 'required' in rules[f]}
+    s,changed = made(cls, lambda: (section,), **need)
+    assert asdict(s)==asdict(cls(**need)) and not changed
+    assert {*read_settings()[section]} < {f.name for f in fields(cls)}
+    with pytest.raises(ValueError, match="unknown parameter 'warmpu'; did you mean 'warmup'"): made(cls, lambda: (section,), **need, warmpu=.1)
+    with pytest.raises(ValueError, match=re.escape(f'settings.ini, [{section}]: lr=0.0 must be above 0')): check_file(file(tmp_path, f'[{section}]\nlr = 0'))
+
+def test_a_run_is_resolved_once(tiny, outputs, monkeypatch):
+    seen = []
+    monkeypatch.setattr('fsd.job.made', lambda *args, **kw: seen.append(kw) or made(*args, **kw))
+    e = Experiment('rte', 'vkd', **tiny)
+    assert len(seen)==1 and e.settings==resolve('rte', 'vkd', e.name, **tiny)
 
 # ---------------------------------------------------------------- what a run reads
 

@@ -8,8 +8,9 @@ from transformers import (AutoModel, AutoModelForQuestionAnswering, AutoTokenize
                           RobertaTokenizerFast, XLNetConfig)
 from fsd import reading, runs, squad, windows as cut
 from fsd.demo import demo_squad
-from fsd.job import NonFinite
-from fsd.reading import Reading, SquadSettings, beside_gold
+from fsd.job import NonFinite, SoundTrainer
+from fsd.reading import Reading, beside_gold
+from fsd.settings import SquadSettings
 from fsd.squad import load_squad, read_squad, squad_rows, squad_scores
 from fsd.windows import answers, best_spans, windows
 
@@ -277,14 +278,14 @@ def test_as_a_command(tmp_path, outputs, tiny):
 def test_a_killed_run_goes_on_and_ends_the_same(outputs, tiny, monkeypatch, capsys):
     whole = Reading(**tiny, seed=3)
     want = whole.run()
-    weights = load_file(whole.place/'model.safetensors')
-    for folder in (whole.place, whole.folder): shutil.rmtree(folder)
+    weights = load_file(whole.place('readers')/'model.safetensors')
+    for folder in (whole.place('readers'), whole.folder): shutil.rmtree(folder)
     class Killed(Exception): pass
-    real = reading._ReaderTrainer._save_checkpoint
+    real = SoundTrainer._save_checkpoint
     def kill(self, model, trial):
         real(self, model, trial)
         if self.state.global_step==4: raise Killed
-    monkeypatch.setattr(reading._ReaderTrainer, '_save_checkpoint', kill)
+    monkeypatch.setattr(SoundTrainer, '_save_checkpoint', kill)
     with pytest.raises(Killed): Reading(**tiny, seed=3).run()
     monkeypatch.undo()
     monkeypatch.setenv('FSD_OUTPUTS', str(outputs))
@@ -292,7 +293,7 @@ def test_a_killed_run_goes_on_and_ends_the_same(outputs, tiny, monkeypatch, caps
     again = Reading(**tiny, seed=3)
     got = again.run()
     assert 'Resuming from' in capsys.readouterr().out
-    now = load_file(again.place/'model.safetensors')
+    now = load_file(again.place('readers')/'model.safetensors')
     assert now.keys()==weights.keys() and all(torch.equal(v, weights[k]) for k,v in now.items())
     assert got.scores==want.scores and got.record['history'][-1]['step']==want.record['history'][-1]['step']
     assert [l['loss'] for l in got.record['history'] if l['step']>4]==[l['loss'] for l in want.record['history'] if l['step']>4]
@@ -302,7 +303,7 @@ def test_what_is_read_off_the_model_does_not_train_it_again(outputs, tiny, capsy
     capsys.readouterr()
     other = Reading(version='2.0', null_threshold=99, **tiny)
     run = other.run()
-    assert 'reader: found' in capsys.readouterr().out and run.record['overrides']['null_threshold']==99
+    assert 'readers: found' in capsys.readouterr().out and run.record['overrides']['null_threshold']==99
     assert all(json.loads((run.folder/'predictions.json').read_text()).values())
     assert run.kind=='trials', 'the first questions only'
     assert Reading(version='2.0', null_threshold=99, **tiny).done().record==run.record
@@ -317,12 +318,12 @@ def of_settings(folder, tiny_bert, **changed):
 def test_what_changes_the_tokens_is_another_run_and_what_does_not_is_the_same(outputs, tiny, tiny_bert, tmp_path):
     usual,cased,left = Reading(**tiny),*(Reading(**tiny | dict(model=of_settings(tmp_path/name/tiny_bert.name, tiny_bert, **changed)))
         for name,changed in (('a',dict(do_lower_case=False)), ('b',dict(padding_side='left', truncation_side='left'))))
-    assert cased.folder==usual.folder and cased.fingerprint!=usual.fingerprint and cased.place!=usual.place
-    assert left.fingerprint==usual.fingerprint and left._windows('validation')[:]==usual._windows('validation')[:]!=cased._windows('validation')[:]
+    assert cased.folder==usual.folder and cased.fingerprint!=usual.fingerprint and cased.place('readers')!=usual.place('readers')
+    assert left.fingerprint==usual.fingerprint and left.in_windows('validation')[:]==usual.in_windows('validation')[:]!=cased.in_windows('validation')[:]
     usual.run()
     assert cased.done() is None and left.done() is not None
     model = reading.load_reader(usual.reader_folder)
-    w,sided = usual._windows('validation').select(range(9)),AutoTokenizer.from_pretrained(left.source)
+    w,sided = usual.in_windows('validation').select(range(9)),AutoTokenizer.from_pretrained(left.source)
     assert sided.padding_side=='left' and len({len(i) for i in w['input_ids']})>1
     for a,b in zip(reading.window_logits(model, w, sided, 9), reading.window_logits(model, w, usual.tokenizer, 1)): torch.testing.assert_close(torch.stack(a), torch.stack(b), atol=1e-5, rtol=1e-4)
 
@@ -340,7 +341,7 @@ def test_where_it_computes(outputs, tiny, monkeypatch, gpu):
     exp = Reading(**tiny)
     assert exp.device.type==('cuda' if gpu else 'cpu') and exp.summary()['device'].startswith('H100' if gpu else 'cpu')
     asked = Reading(**tiny, device='cpu')
-    assert asked.device.type=='cpu' and asked.place==exp.place and asked.folder==exp.folder
+    assert asked.device.type=='cpu' and asked.place('readers')==exp.place('readers') and asked.folder==exp.folder
     if not gpu:
         with pytest.raises(ValueError, match="device='cuda' is not here: there is cpu"): Reading(**tiny, device='cuda')
 
@@ -361,7 +362,7 @@ def test_made_up_files_are_no_result(tmp_path, outputs, tiny):
     assert 'no result' in reading.score_table(run) and 'no result' in exp.summary()['task']
 
 def test_a_loss_that_is_not_a_number_ends_the_run(outputs, tiny, monkeypatch):
-    monkeypatch.setattr(reading._ReaderTrainer, 'compute_loss', lambda self, model, inputs, **kw: sum(p.sum() for p in model.parameters())*float('nan'))
+    monkeypatch.setattr(SoundTrainer, 'compute_loss', lambda self, model, inputs, **kw: sum(p.sum() for p in model.parameters())*float('nan'))
     with pytest.raises(NonFinite, match='the loss is nan'): Reading(**tiny).run()
     assert not list(outputs.glob('readers/*/model.safetensors'))
 

@@ -12,7 +12,8 @@ from fsd.models import load_teacher, load_tokenizer
 from fsd.passes import forward
 from fsd.job import NonFinite, OneDevice
 from fsd.trainer import DistillationConfig, DistillationTrainer
-from fsd.compress import Compression, CompressionSettings, Masking, read_corpus
+from fsd.compress import Compression, Masking, read_corpus
+from fsd.settings import CompressionSettings
 from fsd.wid import Inheritance, compact, merge, strategies, tied_sets
 
 def teacher(kind=BertForSequenceClassification, seed=0):
@@ -138,8 +139,10 @@ def test_without_training_the_first_units_go(strategy):
 notebook = root/'nbs'/'wid.ipynb'
 
 def choices(**given):
-    "The notebook's own values, and what a test gives."
-    return {k:ast.literal_eval(p['default']) for k,p in papermill.inspect_notebook(str(notebook)).items()} | given
+    "The notebook's own values, which leave all to settings.ini, and what a test gives."
+    own = {k:ast.literal_eval(p['default']) for k,p in papermill.inspect_notebook(str(notebook)).items()}
+    assert not any(own.values())
+    return own | given
 
 @pytest.fixture
 def small(tiny_bert, tmp_path):
@@ -150,7 +153,7 @@ def small(tiny_bert, tmp_path):
 
 def test_parameters_are_fields_with_a_line_of_help():
     found = papermill.inspect_notebook(str(notebook))
-    assert [*found]==[f.name for f in fields(CompressionSettings)] and all(p['help'] for p in found.values())
+    assert {*found}=={f.name for f in fields(CompressionSettings)} and all(p['help'] for p in found.values())
 
 def test_the_notebook_as_a_command(tmp_path, outputs, small):
     options = [str(o) for k,v in small.items() for o in ('-p', k, v)]
@@ -175,7 +178,7 @@ def test_a_killed_run_goes_on_to_the_same_model(outputs, small, monkeypatch):
         seen(self, args, state, control, **kw)
     monkeypatch.setattr(Inheritance, 'on_step_begin', killed)
     with pytest.raises(KeyboardInterrupt): Compression(**choices(**small)).run()
-    assert not whole.folder.exists() and (outputs/'checkpoints'/whole.folder.name/'checkpoint-4'/'manifest.json').exists()
+    assert not whole.folder.exists() and (whole.checkpoints('students')/'checkpoint-4'/'manifest.json').exists()
     monkeypatch.undo()
     monkeypatch.setenv('FSD_OUTPUTS', str(outputs))
     again = Compression(**choices(**small))
