@@ -23,7 +23,8 @@ from .machine import environment
 from .models import check_words, load_tokenizer, model_fingerprint, plain, quiet
 from .settings import CompressionSettings
 from .tasks import tasks
-from .wid import Inheritance, check_shares, wid_config, wid_size
+from .compactors import wid_config, wid_size
+from .wid import Inheritance, check_shares
 
 # %% ../nbs/11_compress.ipynb #11887685
 def _texts(rows:hfd.Dataset, name:str)->list[str]:

@@ -21,7 +21,8 @@ from .passes import random_features
 from .settings import (Settings, check_fit, of_both, of_inherited, of_memories, of_students, of_teachers, sections_of,
                           shared_out)
 from .terms import Pair, schedule_knobs, weight
-from .wid import Inheritance, wid_config
+from .compactors import wid_config
+from .wid import Inheritance
 
 # %% ../nbs/15_design.ipynb #388fdbec
 class Design(Job):

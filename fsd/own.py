@@ -19,7 +19,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from fastcore.basics import patch
 import fsd
 from .columns import _word, check_classes, clean_labels, columns_of, label_names_of, place_of, rows_of
-from .demo import a, cap, days, films, hated, liked, noise, parts, two
+from .demo import a
+from .sentences import cap, days, films, hated, liked, noise, parts, two
 from .files import Table, of_dataset, of_frame, read_table, readers, suffix_of
 from .glue import GlueData, _metric, content
 from .kept import fingerprint

@@ -14,7 +14,8 @@ from fsd.job import NonFinite, OneDevice
 from fsd.trainer import DistillationConfig, DistillationTrainer
 from fsd.compress import Compression, Masking, read_corpus
 from fsd.settings import CompressionSettings
-from fsd.wid import Inheritance, compact, merge, strategies, tied_sets
+from fsd.compactors import compact, merge, strategies, tied_sets
+from fsd.wid import Inheritance
 
 def teacher(kind=BertForSequenceClassification, seed=0):
     torch.manual_seed(seed)
