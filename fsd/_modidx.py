@@ -37,6 +37,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                              'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal._of_block': ( 'baselines/internal.html#_of_block',
                                                                               'fsd/baselines/internal.py'),
+                                        'fsd.baselines.internal._schedule': ( 'baselines/internal.html#_schedule',
+                                                                              'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal.active': ('baselines/internal.html#active', 'fsd/baselines/internal.py'),
                                         'fsd.baselines.internal.cls_cosine': ( 'baselines/internal.html#cls_cosine',
                                                                                'fsd/baselines/internal.py'),

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 
-from .cka import check, exact_of, float_of, hsic, linear_cka, power_of_2, uncast
+from .cka import check, exact_of, float_of, hsic, linear_cka, uncast
 from .losses import check_reduction, check_shapes, mse, similarity_loss, unit
 
 # %% ../nbs/07_memory.ipynb #68b10f9c
@@ -45,15 +45,12 @@ def distance(
     h:Tensor, # Examples, (N, L, D)
     m:Tensor, # Centroids, (K, L, D)
 )->Tensor: # (N, K)
-    """Euclid distance $\\psi_D$ of examples to centroids, whatever all share and whatever the scale.
+    """Euclid distance $\\psi_D$ of examples to centroids, whatever all share; infinite where its square leaves float32.
 
-    >>> distance(torch.tensor([[[3e30, 4e30]]]), torch.zeros(1, 1, 2))
-    tensor([[5.0000e+30]])
+    >>> distance(torch.tensor([[[5003., 5004.]]]), torch.full((1, 1, 2), 5000.))
+    tensor([[5.]])
     """
-    h,m = _rows_of(h, m)
-    both = torch.cat([h, m]).detach()
-    scale = power_of_2(both.abs().max()) if both.numel() else 1
-    return torch.cdist(h/scale, m/scale, compute_mode='donot_use_mm_for_euclid_dist') * scale
+    return torch.cdist(*_rows_of(h, m), compute_mode='donot_use_mm_for_euclid_dist')
 
 # %% ../nbs/07_memory.ipynb #c6b0b5f7
 def cosine(
