@@ -33,9 +33,12 @@ class Clusters:
 
 # %% ../nbs/07_clusters.ipynb #f7c45f17
 def _shape(x):
-    "Rows and columns of features; a `ValueError` if they have none."
+    "Rows and columns of features; an error if they have none or are no real numbers."
     shape = getattr(x, 'shape', None)
-    if shape is None or len(shape)!=2: raise ValueError(f"features must have a shape (n, P), as a tensor or an array has, not {type(x).__name__ if shape is None else tuple(shape)}")
+    if shape is None or len(shape)!=2 or not shape[1]:
+        found = type(x).__name__ if shape is None else tuple(shape)
+        raise ValueError(f"features must have a shape (n, P), P at least 1, as a tensor or an array has, not {found}")
+    if 'complex' in str(getattr(x, 'dtype', '')): raise TypeError(f"features must hold real numbers, not {x.dtype}")
     return tuple(shape)
 
 def _tensor(rows):

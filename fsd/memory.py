@@ -8,11 +8,12 @@ __all__ = ['memory_structure', 'distance', 'cosine', 'feature_structure', 'Globa
 # %% ../nbs/07_memory.ipynb #d8f00885
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 
 from .cka import check, exact_of, float_of, hsic, linear_cka, uncast
-from .losses import check_reduction, check_shapes, similarity_loss, unit
+from .losses import check_reduction, check_shapes, mse, similarity_loss, unit
 
 # %% ../nbs/07_memory.ipynb #68b10f9c
 def memory_structure(
@@ -21,9 +22,17 @@ def memory_structure(
     reduction:str='log_of_mean', # See `similarity_loss`
     debiased:bool=False, # Debiased CKA
 )->Tensor: # Scalar
-    "How far two memories are from having one structure (equation 8)."
+    """How far two memories are from having one structure (equation 8).
+
+    Inputs: as many centroids of both; widths may differ. The gradient reaches both.
+
+    >>> m = torch.randn(5, 4, 3)
+    >>> round(abs(memory_structure(2*m + 1, m).item()), 4)
+    0.0
+    """
     check('the memories must have as many centroids', memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
-    return similarity_loss(linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased), reduction, debiased=debiased)
+    cka = linear_cka(memory_s.flatten(1), memory_t.flatten(1), debiased=debiased)
+    return similarity_loss(cka, reduction, debiased=debiased)
 
 # %% ../nbs/07_memory.ipynb #7e1aa2e0
 def _rows_of(h, m):
@@ -31,14 +40,30 @@ def _rows_of(h, m):
     check('centroids must be shaped as the examples', h=(h, 'N L D'), m=(m, 'K L D'))
     return (o.flatten(1).to(float_of(h, m)) for o in (h, m))
 
-def distance(h:Tensor, m:Tensor)->Tensor:
-    "Euclid distance $\\psi_D$ of examples (N, L, D) to centroids (K, L, D), (N, K)."
-    return torch.cdist(*_rows_of(h, m))
+# %% ../nbs/07_memory.ipynb #d0f35b3f
+def distance(
+    h:Tensor, # Examples, (N, L, D)
+    m:Tensor, # Centroids, (K, L, D)
+)->Tensor: # (N, K)
+    """Euclid distance $\\psi_D$ of examples to centroids, whatever all share; infinite where its square leaves float32.
 
-def cosine(h:Tensor, m:Tensor)->Tensor:
-    "Cosine $\\psi_C$ of examples (N, L, D) with centroids (K, L, D), (N, K); 0 with a centroid of 0."
+    >>> distance(torch.tensor([[[5003., 5004.]]]), torch.full((1, 1, 2), 5000.))
+    tensor([[5.]])
+    """
+    return torch.cdist(*_rows_of(h, m), compute_mode='donot_use_mm_for_euclid_dist')
+
+# %% ../nbs/07_memory.ipynb #c6b0b5f7
+def cosine(
+    h:Tensor, # Examples, (N, L, D)
+    m:Tensor, # Centroids, (K, L, D)
+)->Tensor: # (N, K)
+    """Cosine $\\psi_C$ of examples with centroids; 0 with a centroid of 0.
+
+    >>> cosine(torch.tensor([[[1., 0.]]]), torch.tensor([[[2., 0.]], [[0., 0.]], [[-3., 0.]]]))
+    tensor([[ 1.,  0., -1.]])
+    """
     h,m = map(unit, _rows_of(h, m))
-    return h @ m.mT
+    with uncast(h): return h @ m.mT
 
 # %% ../nbs/07_memory.ipynb #08fa698e
 def feature_structure(
@@ -49,9 +74,9 @@ def feature_structure(
     psi, # `distance` or `cosine`
 )->Tensor: # Scalar
     "Mean squared difference between the relations of student and teacher to their memories (equation 9)."
-    check('student and teacher must show the same examples, and memories as many centroids', h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'),
-          memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
-    return F.mse_loss(psi(h_s, memory_s), psi(h_t, memory_t))
+    check('student and teacher must show the same examples, and memories as many centroids',
+          h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), memory_s=(memory_s, 'K L D_s'), memory_t=(memory_t, 'K L D_t'))
+    return mse(psi(h_s, memory_s), psi(h_t, memory_t))
 
 # %% ../nbs/07_memory.ipynb #739e31fd
 def _columns(x, size=8192):
@@ -67,10 +92,11 @@ def _around(m, j=slice(None)):
     m = m[:,j]
     return torch.cat([m, torch.zeros_like(m[:1])]).sub_(m.mean(0))
 
+# %% ../nbs/07_memory.ipynb #9f8d2e23
 class _Products(torch.autograd.Function):
-    """Inner products around the mean of centroids `m` (K, P): of examples `h` (N, P) with themselves (N,), of examples with centroids
-    and origin (N, K+1), of centroids and origin (K+1, K+1)
+    """Inner products around the mean of centroids `m` (K, P), with examples `h` (N, P).
 
+    Of examples with themselves (N,), with centroids and origin (N, K+1), of centroids and origin (K+1, K+1).
     The mean counts as constant: gradients are right for what does not change when everything is shifted."""
     @staticmethod
     def forward(ctx, h, m):
@@ -101,12 +127,13 @@ def _noise(x):
     return 16*torch.finfo(x.dtype).eps
 
 def _steady(mm, noise):
-    "Inner products of the centroids, from those of centroids and origin; 0 where the centroids differ by no more than rounding."
+    "Inner products of the centroids, by those of centroids and origin; 0 if they differ by no more than rounding."
     k = mm[:-1,:-1]
     return k * ~(k.diagonal().mean()-k.mean()<=noise**2*mm[-1,-1])
 
+# %% ../nbs/07_memory.ipynb #54a04758
 def _relations(hh, hm, mm, noise):
-    "Euclid distances and one minus cosines, (N, K), of examples and centroids from their `_Products` with relative error `noise`."
+    "Distances and one minus cosines, (N, K), of examples and centroids by `_Products` with relative error `noise`."
     m = mm.diagonal()
     sq = hh[:,None] + m - 2*hm
     sq,sq_h,sq_m = sq[:,:-1], sq[:,-1:], (m + m[-1] - 2*mm[-1])[:-1]
@@ -118,7 +145,16 @@ def _relations(hh, hm, mm, noise):
 
 # %% ../nbs/07_memory.ipynb #a1f4a774
 class GlobalStructure(nn.Module):
-    "Global structure (equation 10): centroids alike among themselves, and examples alike in their distances and cosines to centroids."
+    """Global structure (equation 10): how centroids lie among themselves, and examples among centroids.
+
+    Inputs of a call: hidden states (N, L, D_s) and (N, L, D_t) of the same examples and positions, and a mask.
+    Widths may differ, and L may be below the memory's. It learns a memory for the student, (K, L, D_s), beside the student.
+    Cost: (N+K)·K·L·D products for each model.
+
+    >>> structure = GlobalStructure(torch.randn(10, 6, 16), width_s=8)
+    >>> structure(torch.randn(4, 6, 8), torch.randn(4, 6, 16)).shape
+    torch.Size([])
+    """
     def __init__(self,
         memory_t:Tensor, # Centroids of the teacher's features, (K, L, D_t)
         width_s:int|None=None, # Hidden size of the student; the teacher's if None
@@ -129,64 +165,77 @@ class GlobalStructure(nn.Module):
     ):
         super().__init__()
         check('memory_t must have shape (K, L, D)', memory_t=(memory_t, 'K L D'))
-        if debiased and len(memory_t)<4: raise ValueError(f"memory_size must be at least 4 if debiased, not {len(memory_t)}: fewer centroids have no debiased CKA")
+        k,l,d = memory_t.shape
+        if debiased and k<4:
+            raise ValueError(f"memory_size must be at least 4 if debiased, not {k}: "
+                             "fewer centroids have no debiased CKA")
         if not 0<=gamma_m<=1: raise ValueError(f"gamma_m must lie between 0 and 1, not {gamma_m}")
         if width_s is not None and width_s<1: raise ValueError(f"width_s must be at least 1, not {width_s}")
         check_reduction(reduction)
         self.gamma_m,self.reduction,self.debiased = gamma_m,reduction,debiased
-        k,l,d = memory_t.shape
         rng = torch.Generator().manual_seed(seed)
         self.memory_s = nn.Parameter(torch.randn(k, l, d if width_s is None else width_s, generator=rng))
         rows = _around(memory_t.detach().flatten(1).to(torch.promote_types(memory_t.dtype, torch.float32)))
         self.register_buffer('rows_t', rows, persistent=False)
-        self.gram_t = _dot(rows, rows)
+        with uncast(rows): self.gram_t = _dot(rows, rows)
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
-        self.gram_t = self.gram_t.to(exact_of(self.rows_t)).to(self.rows_t.device) # no buffer: not every device has its float64
+        # no buffer: not every device has its float64
+        self.gram_t = self.gram_t.to(exact_of(self.rows_t)).to(self.rows_t.device)
         return self
 
-    def _flat(self, h, mask, width):
-        "Features with padding set to 0 and as many positions as the memory, (N, L*D)."
-        n,l,d = h.shape
-        if d!=width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
-        if l>self.memory_s.shape[1]: raise ValueError(f"features have {l} positions, more than the memory's {self.memory_s.shape[1]}")
-        h = h.to(torch.promote_types(h.dtype, torch.float32))
-        if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
-        return F.pad(h, (0,0,0,self.memory_s.shape[1]-l)).flatten(1)
+# %% ../nbs/07_memory.ipynb #2a603b53
+@patch
+def _flat(self:GlobalStructure, h, mask, width):
+    "Features with padding set to 0 and as many positions as the memory, (N, L*D)."
+    n,l,d = h.shape
+    longest = self.memory_s.shape[1]
+    if d!=width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
+    if l>longest: raise ValueError(f"features have {l} positions, more than the memory's {longest}")
+    h = h.to(torch.promote_types(h.dtype, torch.float32))
+    if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
+    return F.pad(h, (0,0,0,longest-l)).flatten(1)
 
-    def _memory(self, mm, noise):
-        "Equation 8 from the inner products of the student's memory."
-        k,k_t = _steady(mm, noise),_steady(self.gram_t, _noise(self.rows_t)).to(mm)
-        kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
-        none = (kk==0) | (tt==0)
-        cka = kt / (kk.masked_fill(none, 1).sqrt()*tt.masked_fill(none, 1).sqrt()) * ~none
-        return similarity_loss(cka, self.reduction, debiased=self.debiased)
+@patch
+def _memory(self:GlobalStructure, mm, noise):
+    "Equation 8 from the inner products of the student's memory."
+    k,k_t = _steady(mm, noise),_steady(self.gram_t, _noise(self.rows_t)).to(mm)
+    kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
+    none = (kk==0) | (tt==0)
+    cka = kt / (kk.masked_fill(none, 1).sqrt()*tt.masked_fill(none, 1).sqrt()) * ~none
+    return similarity_loss(cka, self.reduction, debiased=self.debiased)
 
-    def terms(self,
-        h_s:Tensor, # Student, (N, L, D_s)
-        h_t:Tensor, # Teacher, (N, L, D_t)
-        mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
-    )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9); those of weight 0 are left out
-        "Parts of the loss, before their weights."
-        check_shapes(h_s, h_t, mask)
-        with uncast(h_s):
-            h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
-            products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
-            res = {'memory': self._memory(products[-1], _noise(h_s))}
-            with torch.no_grad():
-                h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1]).to(self.rows_t).add(self.rows_t[-1])
-                t = _relations(h_t.square().sum(1).to(self.gram_t), _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
-            s = _relations(*products, _noise(h_s))
-            for name,s_,t_ in zip(('distance','cosine'), s, t):
-                if self.weights[name]: res[name] = F.mse_loss(s_, t_)
-            return {k:v.to(h_s.dtype) for k,v in res.items()}
+# %% ../nbs/07_memory.ipynb #0de998ea
+@patch
+def terms(self:GlobalStructure,
+    h_s:Tensor, # Student, (N, L, D_s)
+    h_t:Tensor, # Teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
+)->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9)
+    "Parts of the loss, before their weights; those of weight 0 are left out."
+    check_shapes(h_s, h_t, mask)
+    with uncast(h_s):
+        h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
+        products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
+        res = {'memory': self._memory(products[-1], _noise(h_s))}
+        with torch.no_grad():
+            h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1])
+            h_t = h_t.to(self.rows_t).add(self.rows_t[-1])
+            own = h_t.square().sum(1).to(self.gram_t)
+            t = _relations(own, _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
+        s = _relations(*products, _noise(h_s))
+        for name,s_,t_ in zip(('distance','cosine'), s, t):
+            if self.weights[name]: res[name] = mse(s_, t_)
+        return {k:v.to(h_s.dtype) for k,v in res.items()}
 
-    @property
-    def weights(self)->dict[str,float]:
-        "Weight of each part in equation 10."
-        return {'memory': 1, 'distance': self.gamma_m, 'cosine': 1-self.gamma_m}
+# %% ../nbs/07_memory.ipynb #9d8e4a8a
+@patch(as_prop=True)
+def weights(self:GlobalStructure)->dict[str,float]:
+    "Weight of each part in equation 10."
+    return {'memory': 1, 'distance': self.gamma_m, 'cosine': 1-self.gamma_m}
 
-    def forward(self, h_s:Tensor, h_t:Tensor, mask:Tensor|None=None)->Tensor: # Scalar
-        "Sum of `terms` times `weights` (equation 10)."
-        return sum(self.weights[o]*v for o,v in self.terms(h_s, h_t, mask).items())
+@patch
+def forward(self:GlobalStructure, h_s:Tensor, h_t:Tensor, mask:Tensor|None=None)->Tensor: # Scalar
+    "Sum of `terms` times `weights` (equation 10)."
+    return sum(self.weights[o]*v for o,v in self.terms(h_s, h_t, mask).items())

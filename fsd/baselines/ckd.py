@@ -23,21 +23,29 @@ def ckd_layers(
     depth_s:int, # Blocks of the student
     depth_t:int, # Blocks of the teacher
 )->list[tuple[int, int]]: # (student's layer, teacher's layer); 0 is the embedding output
-    "Pairs of layers that are compared: the embeddings, then each block of the student with the one that it stands for (Park et al. 2021)."
+    """Pairs of layers that are compared: the embeddings, then each block of the student with the one it stands for.
+
+    >>> ckd_layers(3, 6)
+    [(0, 0), (1, 2), (2, 4), (3, 6)]
+    """
     return [(0, 0)] + [(k, matched_block(k, depth_s, depth_t)) for k in range(1, depth_s+1)]
 
 # %% ../../nbs/baselines/ckd.ipynb #a0c12f5b
 def _prepared(layers_s, layers_t, mask):
-    "Both lists with padding zeroed, the teacher's detached, and where the tokens are; a `ValueError` unless they match layer by layer."
-    if not layers_s or len(layers_s)!=len(layers_t):
-        raise ValueError(f"student and teacher need hidden states of as many layers, at least one, not {len(layers_s)} and {len(layers_t)}")
+    "Both lists with padding zeroed, the teacher's detached, and where the tokens are."
+    if not len(layers_s) or len(layers_s)!=len(layers_t):
+        raise ValueError("student and teacher need hidden states of as many layers, at least one, "
+                         f"not {len(layers_s)} and {len(layers_t)}")
     for s, t in zip(layers_s, layers_t): check_shapes(s, t, mask)
-    if len({h.shape for h in layers_s}) > 1 or len({h.shape for h in layers_t}) > 1:
-        raise ValueError(f"the layers of a model must have one shape, not {[tuple(h.shape) for h in layers_s]} and {[tuple(h.shape) for h in layers_t]}")
-    token = torch.ones_like(layers_s[0][..., 0], dtype=torch.bool) if mask is None else mask!=0
+    shapes = [[tuple(h.shape) for h in o] for o in (layers_s, layers_t)]
+    if max(len({*o}) for o in shapes) > 1:
+        raise ValueError(f"the layers of a model must have one shape, not {shapes[0]} and {shapes[1]}")
+    n, length, _ = shapes[0][0]
+    token = layers_s[0].new_ones(n, length, dtype=torch.bool) if mask is None else mask!=0
     clean = lambda h: h.masked_fill(~token[..., None], 0)
     return [clean(h) for h in layers_s], [clean(h.detach()) for h in layers_t], token
 
+# %% ../../nbs/baselines/ckd.ipynb #5313730f
 def _sum(loss, x_s, x_t, *args):
     "`loss` of one layer, whose intermediate results are computed again in the backward pass."
     with uncast(x_s):
@@ -60,11 +68,20 @@ def word_distance(
     layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Divergence of the student's cosines between the words of a sentence, after softmax, over the number of pairs (Park et al. 2021)."
+    """Divergence of the student's cosines between the words of a sentence, after softmax (Park et al. 2021).
+
+    Inputs: hidden states of as many layers; the widths of student and teacher may differ. Over the number of pairs.
+    Cost: N·L²·D products in each layer, done again in the backward pass, in float64.
+
+    >>> h = torch.randn(2, 5, 3)
+    >>> round(abs(word_distance([h, h**2], [2*h, 3*h**2]).item()), 4) # stretched: the same cosines
+    0.0
+    """
     s, t, token = _prepared(layers_s, layers_t, mask)
     others = token[:, :, None] & token[:, None] & ~torch.eye(token.shape[1], dtype=torch.bool, device=token.device)
     pairs = token.sum(1).square().sum().clamp(min=1)
-    return (sum(_sum(_distance, a, b, others) for a, b in zip(s, t)) / (len(s) * pairs)).to(float_of(*layers_s, *layers_t))
+    loss = sum(_sum(_distance, a, b, others) for a, b in zip(s, t)) / (len(s) * pairs)
+    return loss.to(float_of(*layers_s, *layers_t))
 
 # %% ../../nbs/baselines/ckd.ipynb #998d5498
 def _windows(token, width):
@@ -77,18 +94,23 @@ def _windows(token, width):
 
 # %% ../../nbs/baselines/ckd.ipynb #78314be9
 def _cosines(x, around):
-    "Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w); 0 where one is no further away than rounding."
+    """Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w).
+
+    0 where one of them is no further away than rounding."""
     k = gram(x, dtype=exact_of(x))
-    example, row = torch.arange(len(k), device=k.device)[:, None, None], torch.arange(k.shape[1], device=k.device)[:, None]
+    example, row = (torch.arange(size, device=k.device) for size in k.shape[:2])
+    example, row = example[:, None, None], row[:, None]
     norms, mine = k.diagonal(0, 1, 2), k[example, row, around]
-    products = k[example[..., None], around[..., None], around[..., None, :]] - mine[..., None] - mine[..., None, :] + norms[..., None, None]
+    products = k[example[..., None], around[..., None], around[..., None, :]]
+    products = products - mine[..., None] - mine[..., None, :] + norms[..., None, None]
     squares = products.diagonal(0, 2, 3)
     same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax(1)[:, None, None] if norms.numel() else 0)
     near = squares.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
     return products * near[..., None] * near[..., None, :]
 
 def _angle(x_s, x_t, around, on):
-    return (_cosines(x_s, around) - _cosines(x_t, around)).masked_fill(~(on[..., None] & on[..., None, :]), 0).square().sum()
+    gap = _cosines(x_s, around) - _cosines(x_t, around)
+    return gap.masked_fill(~(on[..., None] & on[..., None, :]), 0).square().sum()
 
 # %% ../../nbs/baselines/ckd.ipynb #59f0d8bd
 def word_angle(
@@ -97,13 +119,23 @@ def word_angle(
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     window:int=21, # Words that are seen from a word, itself included; odd
 )->Tensor: # Scalar
-    "Mean squared difference of the cosines of the angles at a word, between words in a window around it (Park et al. 2021)."
-    if window<1 or window % 2 == 0: raise ValueError(f"window must be odd and above 0, to have the word in its middle, not {window}")
+    """Mean squared difference of the cosines of the angles at a word, between words around it (Park et al. 2021).
+
+    Inputs: hidden states of as many layers; the widths of student and teacher may differ.
+    Cost: N·L²·D products in each layer, and N·L·`window`² numbers, in float64.
+
+    >>> h = torch.randn(2, 5, 3)
+    >>> round(word_angle([h], [2*h + 1]).item(), 4)
+    0.0
+    """
+    if window<1 or window % 2 != 1:
+        raise ValueError(f"window must be odd and above 0, to have the word in its middle, not {window}")
     s, t, token = _prepared(layers_s, layers_t, mask)
     around = _windows(token, window)
     on = token[..., None] & token[torch.arange(len(token), device=token.device)[:, None, None], around]
     triples = on.sum(-1).square().sum().clamp(min=1)
-    return (sum(_sum(_angle, a, b, around, on) for a, b in zip(s, t)) / (len(s) * triples)).to(float_of(*layers_s, *layers_t))
+    loss = sum(_sum(_angle, a, b, around, on) for a, b in zip(s, t)) / (len(s) * triples)
+    return loss.to(float_of(*layers_s, *layers_t))
 
 # %% ../../nbs/baselines/ckd.ipynb #7b4ce4d4
 def _tokens(layers_s, layers_t, mask):
@@ -111,42 +143,54 @@ def _tokens(layers_s, layers_t, mask):
     s, t, token = _prepared(layers_s, layers_t, mask)
     return (torch.stack([h[token] for h in o], 1) for o in (s, t))
 
+# %% ../../nbs/baselines/ckd.ipynb #2e02be45
 def layer_distance(
     layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
     layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Divergence of the student's cosines between the layers of a word, after softmax, over the number of pairs (Park et al. 2021)."
+    """Divergence of the student's cosines between the layers of a word, after softmax (Park et al. 2021).
+
+    Inputs: as `word_distance`. Over the number of pairs. Cost: N·L·D products for each pair of layers, in float64.
+    """
     s, t = _tokens(layers_s, layers_t, mask)
     n, layers = s.shape[:2]
     others = ~torch.eye(layers, dtype=torch.bool, device=s.device)
-    return (_sum(_distance, s, t, others) / (max(1, n) * layers**2)).to(float_of(*layers_s, *layers_t))
+    loss = _sum(_distance, s, t, others) / (max(1, n) * layers**2)
+    return loss.to(float_of(*layers_s, *layers_t))
 
+# %% ../../nbs/baselines/ckd.ipynb #8f27c1ab
 def layer_angle(
     layers_s:Sequence[Tensor], # Hidden states of the student, (N, L, D_s) of each layer
     layers_t:Sequence[Tensor], # Hidden states of the teacher, (N, L, D_t), of the layers that go with them
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Mean squared difference of the cosines of the angles between three layers of a word (Park et al. 2021)."
+    """Mean squared difference of the cosines of the angles between three layers of a word (Park et al. 2021).
+
+    Inputs: as `word_angle`. Cost: N·L·D products for each pair of layers, in float64.
+    """
     s, t = _tokens(layers_s, layers_t, mask)
     n, layers = s.shape[:2]
     around = torch.arange(layers, device=s.device).expand(n, layers, -1)
-    return (_sum(_angle, s, t, around, torch.ones_like(around, dtype=torch.bool)) / (max(1, n) * layers**3)).to(float_of(*layers_s, *layers_t))
+    every = torch.ones_like(around, dtype=torch.bool)
+    return (_sum(_angle, s, t, around, every) / (max(1, n) * layers**3)).to(float_of(*layers_s, *layers_t))
 
 # %% ../../nbs/baselines/ckd.ipynb #367bdc02
 def _contextual(loss):
     def build(pair):
         ls,lt = zip(*ckd_layers(pair.depth_s, pair.depth_t))
         return lambda s,t,labels: loss([s.hidden[l] for l in ls], [t.hidden[l] for l in lt], s.mask)
-    def needs(pair): return tuple({('hidden',l) for l in layers} for layers in zip(*ckd_layers(pair.depth_s, pair.depth_t)))
+    def needs(pair):
+        return tuple({('hidden',l) for l in layers} for layers in zip(*ckd_layers(pair.depth_s, pair.depth_t)))
     return dict(build=build, needs=needs, knobs=('max_length',))
 
 # %% ../../nbs/baselines/ckd.ipynb #f71c462a
 _losses = dict(word_distance=(word_distance, 'pairs of words'), word_angle=(word_angle, 'triples of words'),
-               layer_distance=(layer_distance, 'pairs of layers of a word'), layer_angle=(layer_angle, 'triples of layers of a word'))
+               layer_distance=(layer_distance, 'pairs of layers of a word'),
+               layer_angle=(layer_angle, 'triples of layers of a word'))
 for _n,(_loss,_words) in _losses.items(): terms[f'ckd_{_n}'] = Term(f'{_words}, Park et al. 2021', **_contextual(_loss))
 
 # %% ../../nbs/baselines/ckd.ipynb #3dec0cb2
 _weights = {f'ckd_{of}_{what}':f'beta*{what}' for of in ('word','layer') for what in ('distance','angle')}
-methods['ckd'] = Method('Park et al. 2021, arXiv 2109.08359', 'vkd and relations between words and between layers', soft_labels|_weights,
-    look=('CKD', '#1b7f8c', 'X'))
+methods['ckd'] = Method('Park et al. 2021, arXiv 2109.08359', 'vkd and relations between words and between layers',
+    soft_labels|_weights, look=('CKD', '#1b7f8c', 'X'))

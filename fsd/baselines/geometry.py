@@ -24,28 +24,48 @@ def unit_gram(x:Tensor)->Tensor: # (n, n), float64
 
 # %% ../../nbs/baselines/geometry.ipynb #b0fc98e6
 def roots(e:Tensor)->Tensor: # Same shape
-    "Square roots of the eigenvalues `e` (n,) of a matrix that has none below 0; 0 with zero gradient for those that are 0 within rounding."
+    """Square roots of the eigenvalues `e` (n,) of a matrix that has none below 0.
+
+    0 with zero gradient for those that are 0 within rounding.
+
+    >>> roots(torch.tensor([4., 1., -1e-9]))
+    tensor([2., 1., 0.])
+    """
+    check('eigenvalues must be a list', e=(e, 'n'))
     some = ~(e <= len(e) * torch.finfo(e.dtype).eps * e.sum())
     return e.where(some, 1).sqrt() * some
 
+# %% ../../nbs/baselines/geometry.ipynb #e7ee39cb
 def fidelity(
     k:Tensor, # Gram matrix, (n, n), float64
     t:Tensor, # Gram matrix, (n, n), float64; no gradient
 )->Tensor: # Scalar
-    "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y."
-    e, v = torch.linalg.eigh(t.detach())
+    "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y; NaN if they are not finite."
+    check('Gram matrices must be square and of the same samples', k=(k, 'n n'), t=(t, 'n n'))
+    broken = ~(k.isfinite().all() & t.isfinite().all())
+    k, t = k.nan_to_num(0, 0, 0), t.detach().nan_to_num(0, 0, 0)
+    e, v = torch.linalg.eigh(t)
     r = v * roots(e)
-    return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum()
+    return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum().masked_fill(broken, torch.nan)
 
+# %% ../../nbs/baselines/geometry.ipynb #c71d1ad0
 def procrustes(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
     h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar, between 0 and 2
-    "Squared distance of the examples after the best turn, features centred and at Frobenius length 1 (after arXiv 2509.25253)."
+    """Squared distance of the examples after the best turn, centred and at Frobenius length 1 (after arXiv 2509.25253).
+
+    Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
+    Cost: N²·L·D products and three of N³ for eigenvalues, in float64.
+
+    >>> h = torch.randn(6, 5, 3)
+    >>> round(abs(procrustes(2*h.flip(-1) + 1, h).item()), 4) # turned, moved, stretched
+    0.0
+    """
     check_shapes(h_s, h_t, mask)
     k, t = (unit_gram(flat(h, mask)) for h in (h_s, h_t.detach()))
-    return (k.trace() + t.trace() - 2 * fidelity(k.nan_to_num(), t.nan_to_num())).to(h_s.device, float_of(h_s, h_t))
+    return (k.trace() + t.trace() - 2 * fidelity(k, t)).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/geometry.ipynb #495297b3
 def gram_distance(
@@ -53,7 +73,15 @@ def gram_distance(
     h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar, between 0 and 2
-    "Squared Frobenius distance of the Gram matrices, features centred and at Frobenius length 1 (after arXiv 2509.25253)."
+    """Squared Frobenius distance of the Gram matrices, centred and at trace 1 (after arXiv 2509.25253).
+
+    Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
+    Cost: N²·L·D products, in float64.
+
+    >>> h = torch.randn(6, 5, 3)
+    >>> round(abs(gram_distance(2*h + 1, h).item()), 4)
+    0.0
+    """
     check_shapes(h_s, h_t, mask)
     k, t = (unit_gram(flat(h, mask)) for h in (h_s, h_t.detach()))
     return (k - t).square().sum().to(h_s.device, float_of(h_s, h_t))

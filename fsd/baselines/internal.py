@@ -22,9 +22,14 @@ def matched_block(
     depth_s:int, # Blocks of the student
     depth_t:int, # Blocks of the teacher
 )->int: # Block of the teacher, from 1
-    "The teacher's block that block `k` of the student copies: each stands for `depth_t / depth_s` of the teacher's, and copies the last of them."
+    """The teacher's block that block `k` of the student copies: the last of the `depth_t / depth_s` that it stands for.
+
+    >>> [matched_block(k, 3, 12) for k in (1, 2, 3)]
+    [4, 8, 12]
+    """
     if not 1<=k<=depth_s<=depth_t:
-        raise ValueError(f"a student of {depth_s} blocks has no block {k} to match with a teacher of {depth_t}; blocks count from 1 and the teacher has as many or more")
+        raise ValueError(f"a student of {depth_s} blocks has no block {k} to match with a teacher of {depth_t}; "
+                         "blocks count from 1 and the teacher has as many or more")
     return k * depth_t // depth_s
 
 # %% ../../nbs/baselines/internal.ipynb #b9cc38b6
@@ -32,8 +37,15 @@ def cls_cosine(
     c_s:Tensor, # States of the student's first token, (N, D)
     c_t:Tensor, # The teacher's, same shape
 )->Tensor: # Scalar, 0 to 2
-    "One minus the cosine of the states of the first token, mean over the batch (Aguilar et al. 2020)."
-    check('student and teacher need first-token states of one width, as the cosine compares coordinates', c_s=(c_s, 'N D'), c_t=(c_t, 'N D'))
+    """One minus the cosine of the states of the first token, mean over the batch (Aguilar et al. 2020).
+
+    Inputs: one state an example. Needs models of one width, as it compares coordinates.
+
+    >>> cls_cosine(torch.tensor([[0., 2.]]), torch.tensor([[0., -5.]]))
+    tensor(2.)
+    """
+    check('student and teacher need first-token states of one width, as the cosine compares coordinates',
+          c_s=(c_s, 'N D'), c_t=(c_t, 'N D'))
     u, v = (unit(c.to(float_of(c_s, c_t))) for c in (c_s, c_t.detach()))
     far = (u - v).square().sum(-1)
     return (far.mean() if len(far) else far.sum()) / 2
@@ -45,7 +57,8 @@ def active(
     n:int, # Blocks of the student
 )->range: # The blocks that are taught
     "Blocks of the student whose internal losses count at a stage."
-    if kind not in ('all', 'progressive', 'stacked'): raise ValueError(f"unknown schedule {kind!r}, must be one of all, progressive, stacked")
+    if kind not in ('all', 'progressive', 'stacked'):
+        raise ValueError(f"unknown schedule {kind!r}, must be one of all, progressive, stacked")
     if kind=='all': return range(1, n+1)
     if stage>n: return range(0)
     return range(stage if kind=='progressive' else 1, stage+1)
@@ -65,12 +78,18 @@ def stage_at(
 
 # %% ../../nbs/baselines/internal.ipynb #70895ecd
 class Blocks(nn.Module):
-    "Shares, 0 or 1, of the terms `attention_k`, `cls_k`, `ce` and `kd` at a step: the schedules of Aguilar et al. (2020); all its state is in buffers."
+    """Shares, 0 or 1, of the terms `attention_k`, `cls_k`, `ce` and `kd` at a step: schedules of Aguilar et al. (2020).
+
+    All its state is in buffers, so that a checkpoint has it.
+
+    >>> Blocks(2, 'progressive')(step=0, total=9)
+    {'attention_1': 1, 'attention_2': 0, 'cls_1': 1, 'cls_2': 0, 'ce': 0, 'kd': 0}
+    """
     memory = 10
     def __init__(self,
         depth_s:int, # Blocks of the student
         kind:str, # See `active`
-        cap:float|None=None, # Most steps for a block, as a share of all; None: 1/(depth_s+1), the answers get as many as a block
+        cap:float|None=None, # Most steps for a block, as a share of all; None: 1/(depth_s+1), as the answers get
         threshold:float=0., # A block is left when its cosine loss is below; 0: never
     ):
         super().__init__()
@@ -78,7 +97,8 @@ class Blocks(nn.Module):
         self.kind, self.threshold = kind, threshold
         self.cap = Fraction(1, depth_s+1) if cap is None else Fraction(cap).limit_denominator(10**6)
         if not 0<depth_s*self.cap<1:
-            raise ValueError(f"cap must be above 0 and leave steps for the answers: {depth_s} blocks with {float(self.cap):g} of all steps each do not")
+            raise ValueError("cap must be above 0 and leave steps for the answers: "
+                             f"{depth_s} blocks with {float(self.cap):g} of all steps each do not")
         self.register_buffer('left', torch.zeros(depth_s, dtype=torch.long))
         self.register_buffer('watched', torch.zeros(6))
 
@@ -89,7 +109,8 @@ class Blocks(nn.Module):
         left = self.left.tolist() if self.threshold else [0] * len(self.left)
         blocks = active(self.kind, stage_at(step, self.cap*total, left), len(left))
         answers = int(self.kind=='all' or not blocks)
-        return {f'{term}_{k}': int(k in blocks) for term in ('attention', 'cls') for k in range(1, len(left)+1)} | {'ce': answers, 'kd': answers}
+        taught = {f'{term}_{k}': int(k in blocks) for term in ('attention', 'cls') for k in range(1, len(left)+1)}
+        return taught | {'ce': answers, 'kd': answers}
 
     def note(self,
         step:int, # The step just done; again for each part of its batch
@@ -120,17 +141,21 @@ def _of_block(kind, loss, coordinates=None):
     return dict(build=build, needs=lambda pair: ({(kind,pair.block)}, {(kind,_matched(pair))}))
 
 # %% ../../nbs/baselines/internal.ipynb #4f26724b
-terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020', **_of_block('attentions', lambda a_s,a_t,s: attention_kl(a_s, a_t, s.mask)))
-terms['cls_*'] = Term('first token of a block, Aguilar et al. 2020', **_of_block('cls', lambda c_s,c_t,s: cls_cosine(c_s, c_t), 'the cosine of first tokens'))
+terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020',
+    **_of_block('attentions', lambda a_s,a_t,s: attention_kl(a_s, a_t, s.mask)))
+terms['cls_*'] = Term('first token of a block, Aguilar et al. 2020',
+    **_of_block('cls', lambda c_s,c_t,s: cls_cosine(c_s, c_t), 'the cosine of first tokens'))
 
 # %% ../../nbs/baselines/internal.ipynb #839a82c0
-for _kind in ('progressive','stacked'):
-    schedules[_kind] = lambda pair, kind=_kind: Blocks(pair.depth_s, kind, pair.knobs.stage_cap, pair.knobs.stage_threshold)
+def _schedule(kind): return lambda pair: Blocks(pair.depth_s, kind, pair.knobs.stage_cap, pair.knobs.stage_threshold)
+
+schedules.update({kind: _schedule(kind) for kind in ('progressive','stacked')})
 
 # %% ../../nbs/baselines/internal.ipynb #187ab7c1
-methods['internal'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'attention and first token of every block', 'attention_*', 'cls_*',
+_paper, _parts = 'Aguilar et al. 2020, arXiv 1910.03723', ('attention_*', 'cls_*')
+methods['internal'] = beside_vkd(_paper, 'attention and first token of every block', *_parts,
     look=('internal', '#8c6d1f', 'd'))
-methods['internal_progressive'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'before it, one block after another', 'attention_*', 'cls_*', schedule='progressive',
-    look=('int., progressive', '#bd9e4a', (2,1,0)))
-methods['internal_stacked'] = beside_vkd('Aguilar et al. 2020, arXiv 1910.03723', 'before it, a growing stack of blocks', 'attention_*', 'cls_*', schedule='stacked',
-    look=('int., stacked', '#e0cf9a', r'$\clubsuit$'))
+methods['internal_progressive'] = beside_vkd(_paper, 'before it, one block after another', *_parts,
+    schedule='progressive', look=('int., progressive', '#bd9e4a', (2,1,0)))
+methods['internal_stacked'] = beside_vkd(_paper, 'before it, a growing stack of blocks', *_parts,
+    schedule='stacked', look=('int., stacked', '#e0cf9a', r'$\clubsuit$'))

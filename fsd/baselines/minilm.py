@@ -11,29 +11,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cka import check, float_of, uncast
+from ..cka import check, check_mask, float_of, uncast
 from ..terms import Term, beside_vkd, methods, terms
 
 # %% ../../nbs/baselines/minilm.ipynb #9714f871
 def _check(x_s, x_t, mask, what, student, teacher):
-    "A `ValueError` unless student and teacher agree in the dimensions of one name."
-    check(f'student and teacher need {what} of the same examples, heads and tokens (only minilm_v2 takes different numbers of heads)',
+    "A `ValueError` unless student and teacher agree in the dimensions of one name, and `mask` is one."
+    check(f'student and teacher need {what} of the same examples, heads and tokens '
+          '(only minilm_v2 takes different numbers of heads)',
           student=(x_s, student), teacher=(x_t, teacher), mask=(mask, 'N L'))
+    check_mask(mask)
 
 # %% ../../nbs/baselines/minilm.ipynb #c9336bf7
 def attention_relation(
     a_s:Tensor, # Attention of the student, (N, H, L, L)
     a_t:Tensor, # Attention of the teacher, (N, H, L, L)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
-)->Tensor: # Scalar
-    "Divergence of the student's attention from the teacher's, mean over heads, tokens and examples (Wang et al. 2020)."
+)->Tensor: # Scalar; NaN if an attention is below 0
+    """Divergence of the student's attention from the teacher's, mean over heads, tokens, examples (Wang et al. 2020).
+
+    Inputs: attention after softmax, as many heads of both; widths may differ. Cost: N·H·L² logarithms.
+
+    >>> round(attention_relation(torch.tensor([[[[.5, .5]]*2]]), torch.tensor([[[[1., 0.]]*2]])).item(), 4) # log 2
+    0.6931
+    """
     _check(a_s, a_t, mask, 'attention', 'N H L L', 'N H L L')
-    dtype = float_of(a_s, a_t)
-    on = torch.ones_like(a_s[:, 0, 0], dtype=torch.bool) if mask is None else mask!=0
+    dtype, (n, heads, length, _) = float_of(a_s, a_t), a_s.shape
+    on = a_s.new_ones(n, length, dtype=torch.bool) if mask is None else mask!=0
     kl = F.kl_div(a_s.to(dtype).clamp(min=torch.finfo(dtype).tiny).log(), a_t.detach().to(dtype), reduction='none')
     kl = kl.masked_fill(~(on[:, None, :, None] & on[:, None, None]), 0)
     kl = kl.sum((1, 2, 3)) / on.sum(1).clamp(min=1)
-    return (kl.mean() if len(kl) else kl.sum()) / a_s.shape[1]
+    if not kl.numel() or not heads or not length: return kl.sum()
+    return kl.mean().masked_fill(a_s.detach().amin()<0, torch.nan) / heads
 
 # %% ../../nbs/baselines/minilm.ipynb #46e08165
 class _Relation(torch.autograd.Function):
@@ -43,12 +52,12 @@ class _Relation(torch.autograd.Function):
         loss, grad = x_s.new_zeros(()), torch.zeros_like(x_s)
         for x, y, g, o in zip(x_s, x_t, grad, on):
             x, y = x[:, o], y[:, o]
-            log_s, log_t = ((v @ v.mT * v.shape[-1]**-.5).log_softmax(-1) for v in (x, y))
+            log_s, log_t = ((v @ v.mT * max(1, v.shape[-1])**-.5).log_softmax(-1) for v in (x, y))
             rows = max(1, len(on) * x.shape[0] * x.shape[1])
             loss += F.kl_div(log_s, log_t, reduction='sum', log_target=True) / rows
             if not ctx.needs_input_grad[0]: continue
             d = log_s.exp_() - log_t.exp_()
-            g[:, o] = (d + d.mT) @ x * x.shape[-1]**-.5 / rows
+            g[:, o] = (d + d.mT) @ x * max(1, x.shape[-1])**-.5 / rows
         ctx.save_for_backward(grad)
         return loss
 
@@ -64,8 +73,9 @@ def split_heads(
     "The heads laid side by side and cut anew."
     check('queries, keys or values must come in heads', x=(x, 'N H L d'))
     n, h, l, d = x.shape
-    if heads<1 or h*d % heads: raise ValueError(f"{h} heads of {d} dimensions, {h*d} in all, cannot be cut into {heads}")
-    return x.transpose(1, 2).reshape(n, l, heads, -1).transpose(1, 2)
+    if heads<1 or h*d % heads:
+        raise ValueError(f"{h} heads of {d} dimensions, {h*d} in all, cannot be cut into {heads}")
+    return x.transpose(1, 2).reshape(n, l, heads, h*d // heads).transpose(1, 2)
 
 # %% ../../nbs/baselines/minilm.ipynb #a63d23de
 def relation(
@@ -74,11 +84,19 @@ def relation(
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     heads:int|None=None, # Cut both into as many heads; None to leave them as they are
 )->Tensor: # Scalar
-    "Divergence between softmax of scaled products of tokens with each other, mean over heads, tokens and examples (Wang et al. 2020, 2021)."
+    """Divergence between softmax of scaled products of tokens with each other (Wang et al. 2020, 2021).
+
+    Inputs: as many heads of both, or `heads`; widths may differ. Mean over heads, tokens and examples.
+    Cost: N·L²·D products for each model, one example at a time.
+
+    >>> x = torch.randn(2, 3, 5, 4)
+    >>> round(abs(relation(x.flip(-1), x).item()), 6) # the order of dimensions is free
+    0.0
+    """
     if heads is not None: x_s, x_t = split_heads(x_s, heads), split_heads(x_t, heads)
     _check(x_s, x_t, mask, 'queries, keys or values', 'N H L d_s', 'N H L d_t')
-    dtype = float_of(x_s, x_t)
-    on = torch.ones_like(x_s[:, 0, :, 0], dtype=torch.bool) if mask is None else mask!=0
+    dtype, (n, _, length, _) = float_of(x_s, x_t), x_s.shape
+    on = x_s.new_ones(n, length, dtype=torch.bool) if mask is None else mask!=0
     with uncast(x_s): return _Relation.apply(x_s.to(dtype), x_t.detach().to(dtype), on)
 
 # %% ../../nbs/baselines/minilm.ipynb #6c325919
@@ -98,7 +116,10 @@ def minilm(
     v_t:Tensor, # Values of the teacher's last block, (N, H, L, d_t)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Attention and value relation of the last blocks (Wang et al. 2020)."
+    """Attention and value relation of the last blocks (Wang et al. 2020).
+
+    Inputs: attention after softmax, and values, as many heads of both; widths may differ. Without padding if masked.
+    """
     return attention_relation(a_s, a_t, mask) + value_relation(v_s, v_t, mask)
 
 # %% ../../nbs/baselines/minilm.ipynb #219da2c1
@@ -112,7 +133,10 @@ def minilm_v2(
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     heads:int=48, # Relation heads: a divisor of the student's width and of the teacher's
 )->Tensor: # Scalar
-    "Relations of queries, keys and values with themselves, in heads cut anew (Wang et al. 2021)."
+    """Relations of queries, keys and values with themselves, in heads cut anew (Wang et al. 2021).
+
+    Inputs: numbers of heads and widths may differ; `heads` must divide both widths. Without padding if masked.
+    """
     return sum(relation(s, t, mask, heads) for s, t in ((q_s, q_t), (k_s, k_t), (v_s, v_t)))
 
 # %% ../../nbs/baselines/minilm.ipynb #39956d5d
@@ -127,19 +151,23 @@ def _minilm(pair):
 
 # %% ../../nbs/baselines/minilm.ipynb #70f3997c
 def _minilm_v2(pair):
+    heads = pair.knobs.relation_heads
     for who,width in (('student', pair.width_s), ('teacher', pair.width_t or pair.width_s)):
-        if width%pair.knobs.relation_heads: raise ValueError(f"relation_heads={pair.knobs.relation_heads} does not divide the {who}'s width {width}")
+        if width%heads: raise ValueError(f"relation_heads={heads} does not divide the {who}'s width {width}")
+    kinds = 'queries','keys','values'
     def loss(s, t, labels):
-        qkv = [x for kind in ('queries','keys','values') for x in (getattr(s,kind)[pair.depth_s], getattr(t,kind)[pair.depth_t])]
-        return minilm_v2(*qkv, s.mask, pair.knobs.relation_heads)
+        qkv = [x for kind in kinds for x in (getattr(s,kind)[pair.depth_s], getattr(t,kind)[pair.depth_t])]
+        return minilm_v2(*qkv, s.mask, heads)
     return loss
 
 # %% ../../nbs/baselines/minilm.ipynb #d9e693b6
-terms['minilm'] = Term('attention and value relation of the last block, Wang et al. 2020', _minilm, _last_block('attentions','values'))
-terms['minilm_v2'] = Term('query, key and value relations of the last block, Wang et al. 2021', _minilm_v2, _last_block('queries','keys','values'), ('relation_heads',))
+terms['minilm'] = Term('attention and value relation of the last block, Wang et al. 2020',
+    _minilm, _last_block('attentions','values'))
+terms['minilm_v2'] = Term('query, key and value relations of the last block, Wang et al. 2021',
+    _minilm_v2, _last_block('queries','keys','values'), ('relation_heads',))
 
 # %% ../../nbs/baselines/minilm.ipynb #37cb3fc5
 methods['minilm'] = beside_vkd('Wang et al. 2020, arXiv 2002.10957', "the last block's attention and values", 'minilm',
     look=('MiniLM', '#cc79a7', 'P'))
-methods['minilm_v2'] = beside_vkd('Wang et al. 2021, arXiv 2012.15828', "relations of the last block's queries, keys and values", 'minilm_v2',
-    look=('MiniLMv2', '#e8c4d8', (4,1,0)))
+methods['minilm_v2'] = beside_vkd('Wang et al. 2021, arXiv 2012.15828',
+    "relations of the last block's queries, keys and values", 'minilm_v2', look=('MiniLMv2', '#e8c4d8', (4,1,0)))

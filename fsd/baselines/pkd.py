@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import check, float_of
-from ..losses import flat, unit
+from ..cka import check, check_mask, float_of
+from ..losses import flat, mse, unit
 from ..terms import Term, beside_vkd, methods, positions, same_width, terms
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
@@ -22,19 +22,29 @@ def patient_layers(
     depth_t:int, # Blocks of the teacher
     choose:str='skip', # 'skip' or 'last'
 )->list[tuple[int, int]]: # (student's block, teacher's block), counted from 1
-    "Which block of the teacher each block of the student, but its last, follows (Sun et al. 2019)."
+    """Which block of the teacher each block of the student, but its last, follows (Sun et al. 2019).
+
+    >>> patient_layers(3, 6), patient_layers(3, 6, 'last')
+    ([(1, 2), (2, 4)], [(1, 4), (2, 5)])
+    """
     if choose not in ('skip', 'last'): raise ValueError(f"unknown choice of layers {choose!r}, must be skip or last")
-    if not 2<=depth_s<=depth_t: raise ValueError(f"patience needs a student of 2 to {depth_t} blocks, as its teacher has {depth_t}, not {depth_s}")
+    if not 2<=depth_s<=depth_t:
+        raise ValueError(f"patience needs a student of 2 to {depth_t} blocks, as its teacher has {depth_t}, "
+                         f"not {depth_s}")
     if choose=='last': return [(l, depth_t - depth_s + l) for l in range(1, depth_s)]
-    if depth_t % depth_s: raise ValueError(f"skip needs a teacher whose blocks are a multiple of the student's {depth_s}, not {depth_t}; 'last' does not")
+    if depth_t % depth_s:
+        raise ValueError(f"skip needs a teacher whose blocks are a multiple of the student's {depth_s}, not {depth_t}; "
+                         "'last' does not")
     return [(l, l * (depth_t // depth_s)) for l in range(1, depth_s)]
 
 # %% ../../nbs/baselines/pkd.ipynb #8e33efcd
 def _checked(states_s, states_t, shape):
     "Both as lists in the loss's precision, the teacher's detached; a `ValueError` unless they match one to one."
     if not len(states_s) or len(states_s)!=len(states_t):
-        raise ValueError(f"PKD needs as many layers of the student as of the teacher, at least one, not {len(states_s)} and {len(states_t)}")
-    layers = {f'{who}_{i}': (h, shape) for who, o in (('student', states_s), ('teacher', states_t)) for i, h in enumerate(o, 1)}
+        raise ValueError("PKD needs as many layers of the student as of the teacher, at least one, "
+                         f"not {len(states_s)} and {len(states_t)}")
+    both = ('student', states_s), ('teacher', states_t)
+    layers = {f'{who}_{i}': (h, shape) for who, o in both for i, h in enumerate(o, 1)}
     check('PKD has no projection: student and teacher need layers of one shape and width', **layers)
     dtype = float_of(*states_s, *states_t)
     return [h.to(dtype) for h in states_s], [h.detach().to(dtype) for h in states_t]
@@ -45,10 +55,15 @@ def pkd(
     states_t:Sequence[Tensor], # Teacher's, layer by layer those to follow
     normalise:bool=True, # Compare directions only; else the states as they are
 )->Tensor: # Scalar
-    "Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released)."
+    """Patience: mean squared difference over examples, layers and dimensions (Sun et al. 2019, as released).
+
+    Inputs: one state an example in each layer. Needs models of one width, as it compares coordinates. Sees no padding.
+
+    >>> pkd([torch.tensor([[3., 0.]])], [torch.tensor([[0., 5.]])])
+    tensor(1.)
+    """
     s, t = (torch.stack(o) for o in _checked(states_s, states_t, 'N D'))
-    if not s.numel(): return s.sum()
-    return F.mse_loss(unit(s), unit(t)) if normalise else F.mse_loss(s, t)
+    return mse(unit(s), unit(t)) if normalise else mse(s, t)
 
 # %% ../../nbs/baselines/pkd.ipynb #2d579f53
 def pkd_sequence(
@@ -56,12 +71,22 @@ def pkd_sequence(
     states_t:Sequence[Tensor], # Teacher's, layer by layer those to follow
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Patience over whole sequences: mean squared difference of normalised examples, summed over the layers (FSD, released code)."
+    """Patience over whole sequences: mean squared difference of normalised examples, summed over the layers.
+
+    Inputs: hidden states of each layer. Needs models of one width, as it compares coordinates. Padding is zeroed.
+    Source: FSD, released code.
+
+    >>> h = torch.randn(2, 5, 3)
+    >>> pkd_sequence([h, h], [h, h])
+    tensor(0.)
+    """
     states_s, states_t = _checked(states_s, states_t, 'N L D')
     n, l, d = states_s[0].shape
     check('the mask must have one value a position', h=(states_s[0], 'N L D'), mask=(mask, 'N L'))
-    tokens = n*l if mask is None else (mask!=0).sum().clamp(min=1)
-    return sum(F.mse_loss(unit(flat(s, mask)), unit(flat(t, mask)), reduction='sum') for s, t in zip(states_s, states_t)) / (tokens*d)
+    check_mask(mask)
+    tokens = max(1, n*l) if mask is None else (mask!=0).sum().clamp(min=1)
+    pairs = ((unit(flat(o, mask)) for o in pair) for pair in zip(states_s, states_t))
+    return sum(F.mse_loss(s, t, reduction='sum') for s, t in pairs) / (tokens*max(1, d))
 
 # %% ../../nbs/baselines/pkd.ipynb #bd75585e
 def _followed(pair): return patient_layers(pair.depth_s, pair.depth_t, pair.knobs.patience)
@@ -77,11 +102,13 @@ def _patience(kind, loss):
     return dict(build=build, needs=needs)
 
 # %% ../../nbs/baselines/pkd.ipynb #48c0e91a
-terms['pkd'] = Term('first tokens of the layers below, Sun et al. 2019', **_patience('cls', pkd), knobs=('patience','normalise'))
-terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released code', **_patience('hidden', pkd_sequence), knobs=('patience',*positions))
+terms['pkd'] = Term('first tokens of the layers below, Sun et al. 2019',
+    **_patience('cls', pkd), knobs=('patience','normalise'))
+terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released code',
+    **_patience('hidden', pkd_sequence), knobs=('patience',*positions))
 
 # %% ../../nbs/baselines/pkd.ipynb #12e693dd
 methods['pkd'] = beside_vkd('Sun et al. 2019, arXiv 1908.09355', 'the first tokens of lower layers', 'pkd',
     look=('PKD', '#009e73', 'v'))
-methods['pkd_sequence'] = beside_vkd('PKD as in the released code of FSD', 'the whole sequences of lower layers', 'pkd_sequence',
-    look=('PKD, sequence', '#80ceb9', (3,1,180)))
+methods['pkd_sequence'] = beside_vkd('PKD as in the released code of FSD', 'the whole sequences of lower layers',
+    'pkd_sequence', look=('PKD, sequence', '#80ceb9', (3,1,180)))

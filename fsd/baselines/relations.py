@@ -21,7 +21,12 @@ def inner(
     x:Tensor, # Features, (..., n, d)
     unit_rows:bool=False, # Only cosines along each row: G_ij / √G_ii
 )->Tensor: # (..., n, n), float64
-    "Gram matrix without centring."
+    """Gram matrix without centring.
+
+    >>> inner(torch.tensor([[3., 4.]]))
+    tensor([[25.]], dtype=torch.float64)
+    """
+    check('features must have samples', x=(x, '... n d'))
     x = exact(x)
     return (unit(x) if unit_rows else x) @ x.mT
 
@@ -31,21 +36,37 @@ def sp(
     h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
 )->Tensor: # Scalar
-    "Similarity-preserving: squared difference of Gram matrices whose rows have length 1 (Tung and Mori 2019)."
+    """Similarity-preserving: squared difference of Gram matrices whose rows have length 1 (Tung and Mori 2019).
+
+    Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
+    Cost: N²·L·D products for each model, in float64.
+
+    >>> h = torch.randn(6, 5, 3)
+    >>> round(abs(sp(-2*h, h).item()), 6) # not centred: only turns and stretches are free
+    0.0
+    """
     check_shapes(h_s, h_t, mask)
     g_s, g_t = (unit(inner(flat(h, mask))) for h in (h_s, h_t.detach()))
     return ((g_s - g_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #ce8c1c42
 def cosines(x:Tensor)->Tensor: # (n, n), float64
-    "Products of the rows of `x` (n, d) at length 1, exactly 1 on the diagonal, or 0 for a row of zeros."
+    """Products of the rows of `x` (n, d) at length 1, exactly 1 on the diagonal, or 0 for a row of zeros.
+
+    >>> cosines(torch.tensor([[3., 0.], [0., 5.]]))
+    tensor([[1., 0.],
+            [0., 1.]], dtype=torch.float64)
+    """
+    check('features must be one vector an example', x=(x, 'n d'))
     s = inner(unit(exact(x)))
     return s - torch.diag_embed(s.diagonal() - s.diagonal().round())
 
+# %% ../../nbs/baselines/relations.ipynb #5f48a742
 def gaussian(s:Tensor, gamma:float, order:int)->Tensor:
     "First terms of the Gaussian kernel of two vectors at length 1 with the product `s`."
     return math.exp(-2*gamma) * sum((2*gamma*s)**p / math.factorial(p) for p in range(order + 1))
 
+# %% ../../nbs/baselines/relations.ipynb #3b36a8ae
 def cckd(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
     h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
@@ -53,9 +74,18 @@ def cckd(
     gamma:float=.4, # Sharpness of the kernel
     order:int=2, # Last power of the series
 )->Tensor: # Scalar
-    "Correlation congruence: squared difference of Gaussian kernel matrices, by their Taylor series (Peng et al. 2019)."
+    """Correlation congruence: squared difference of Gaussian kernel matrices, by their series (Peng et al. 2019).
+
+    Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
+    Cost: N²·L·D products for each model, in float64.
+
+    >>> h = torch.randn(6, 5, 3)
+    >>> round(cckd(2*h, h).item(), 6)
+    0.0
+    """
     check_shapes(h_s, h_t, mask)
-    if order<0: raise ValueError(f"order must be at least 0, not {order}: a series has a first term")
+    if order<0 or order % 1:
+        raise ValueError(f"order must be a whole number, at least 0, not {order}: a series has a first term")
     k_s, k_t = (gaussian(cosines(flat(h, mask)), gamma, order) for h in (h_s, h_t.detach()))
     return ((k_s - k_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
 
@@ -65,7 +95,13 @@ def alignment(
     y:Tensor, # Features of the same samples, (..., n, d2)
     unit_rows:bool=False, # Divide each row i of the Gram matrices by the length of x_i
 )->Tensor: # (...), float64
-    "Cosine of two Gram matrices that are not centred (Zhou et al. 2024, as released); 0 with zero gradient where one of them is 0."
+    """Cosine of two Gram matrices that are not centred (Zhou et al. 2024, as released).
+
+    0 with zero gradient where one of them is 0. Widths may differ.
+
+    >>> round(alignment(torch.eye(3), torch.eye(3)[[1, 2, 0]]).item(), 6)
+    1.0
+    """
     check('x and y must hold the same samples', x=(x, '... n d1'), y=(y, '... n d2'))
     k, l = (unit(inner(o, unit_rows).flatten(-2)) for o in (x, y))
     return (k * l).sum(-1)
@@ -77,30 +113,55 @@ def rcka(
     unit_rows:bool=True, # As in `alignment`; what the released code does with logits
     temperature:float|None=None, # Compare softened answers instead of logits between the samples; None for logits
 )->Tensor: # Scalar
-    "Relation-based alignment of logits, between samples and between classes (Zhou et al. 2024)."
+    """Relation-based alignment of logits, between samples and between classes (Zhou et al. 2024).
+
+    Inputs: logits (N, C) of both. Sees no hidden states and no padding.
+
+    >>> z = torch.randn(6, 3)
+    >>> round(abs(rcka(-2*z, z).item()), 6)
+    0.0
+    """
     check('student and teacher must give logits of one shape', logits_s=(logits_s, 'N C'), logits_t=(logits_t, 'N C'))
-    if temperature is not None and not temperature>0: raise ValueError(f"temperature must be above 0, not {temperature}")
+    if temperature is not None and not 0<temperature<math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
     z = [exact(o) for o in (logits_s, logits_t.detach())]
     p = z if temperature is None else [(o / temperature).softmax(-1) for o in z]
-    return (2 - alignment(*p, unit_rows) - alignment(*(o.mT for o in z), unit_rows)).to(logits_s.device, float_of(logits_s, logits_t))
+    loss = 2 - alignment(*p, unit_rows) - alignment(*(o.mT for o in z), unit_rows)
+    return loss.to(logits_s.device, float_of(logits_s, logits_t))
 
 # %% ../../nbs/baselines/relations.ipynb #a582dd26
 def patches(
     h:Tensor, # (N, L, D)
     size:int, # Tokens in a patch
 )->Tensor: # (N, ⌈L / size⌉, size·D)
-    "Chunks of tokens laid end to end, the last filled up with zeros."
-    return F.pad(h, (0, 0, 0, -h.shape[1] % size)).unflatten(1, (-1, size)).flatten(2)
+    """Chunks of tokens laid end to end, the last filled up with zeros.
 
+    >>> patches(torch.tensor([[[1.], [2.], [3.]]]), 2)
+    tensor([[[1., 2.],
+             [3., 0.]]])
+    """
+    check('features must be of examples and positions', h=(h, 'N L D'))
+    if size<1 or size % 1: raise ValueError(f"a patch must hold at least 1 token, a whole number, not {size}")
+    n, length, d = h.shape
+    return F.pad(h, (0, 0, 0, -length % size)).reshape(n, -(-length // size), size*d)
+
+# %% ../../nbs/baselines/relations.ipynb #181d1cb7
 def pcka(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
     h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     size:int=16, # Tokens in a patch
 )->Tensor: # Scalar; 0 if no example has two patches
-    "Patch-based alignment of the chunks of an example (after Zhou et al. 2024); examples of one chunk are left out."
+    """Patch-based alignment of the chunks of an example (after Zhou et al. 2024).
+
+    Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
+    Examples of one chunk are left out. Cost: N·(L/size)²·size·D products for each model, in float64.
+
+    >>> h = torch.randn(2, 6, 3)
+    >>> round(abs(pcka(-2*h, h, size=2).item()), 6)
+    0.0
+    """
     check_shapes(h_s, h_t, mask)
-    if size<1: raise ValueError(f"a patch must hold at least 1 token, not {size}")
     m = h_s.new_ones(h_s.shape[:2]) if mask is None else mask.to(h_s)
     keep = exact((patches(m[..., None], size) > 0).any(-1).sum(-1) > 1)
     c = alignment(*(patches(h.masked_fill(m[..., None] == 0, 0), size) for h in (h_s, h_t.detach())))
@@ -110,7 +171,8 @@ def pcka(
 terms['sp'] = Term('row-normalised similarities, Tung and Mori 2019', **between_states(sp))
 terms['cckd'] = Term('Gaussian similarities, Peng et al. 2019', **between_states(cckd))
 terms['pcka'] = Term('uncentred alignment of chunks of tokens, after Zhou et al. 2024', **between_states(pcka))
-terms['rcka'] = Term('uncentred alignment of logits, Zhou et al. 2024', lambda pair: lambda s,t,labels: rcka(s.logits, t.logits))
+terms['rcka'] = Term('uncentred alignment of logits, Zhou et al. 2024',
+    lambda pair: lambda s,t,labels: rcka(s.logits, t.logits))
 
 # %% ../../nbs/baselines/relations.ipynb #8d942bca
 methods['sp'] = beside_vkd('Tung and Mori 2019, arXiv 1907.09682', 'similarities between examples', 'sp',
@@ -119,5 +181,5 @@ methods['cckd'] = beside_vkd('Peng et al. 2019, arXiv 1904.01802', 'Gaussian sim
     look=('CCKD', '#8f93d6', '8'))
 methods['rcka'] = beside_vkd('Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of logits', 'rcka',
     look=('RCKA', '#8a3ea8', r'$\spadesuit$'))
-methods['pcka'] = beside_vkd('after Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of chunks of tokens', 'pcka',
-    look=('PCKA', '#c69bd8', (5,0,180)))
+methods['pcka'] = beside_vkd('after Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of chunks of tokens',
+    'pcka', look=('PCKA', '#c69bd8', (5,0,180)))
