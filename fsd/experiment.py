@@ -20,12 +20,12 @@ from .rows import collate, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .clusters import check_budget, kmeans, released_memory
 from .methods import Objective, find_method, find_term
-from .terms import Pair, schedule_knobs, weight
+from .terms import Pair, compared, schedule_knobs, weight
 from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, sketch
 from .passes import random_features
 from .machine import find_device, peak_memory, processes, environment
 from .probe import Probe
-from .settings import Knobs, check_fit, overrides, resolve
+from .settings import Knobs, check_fit, overrides, resolve, that_matter
 from .trainer import DistillationConfig, DistillationTrainer
 from .wid import Inheritance, wid_config
 from .job import in_rows, once
@@ -224,13 +224,15 @@ def _about_teachers(self:Experiment)->dict:
                 **{k:getattr(s,k) for k in [*of_both, *of_teachers]})
 
 @patch(as_prop=True)
-def penultimate(self:Experiment)->int: return self.config.num_hidden_layers-1
+def layer(self:Experiment)->int:
+    "The teacher's block that structures compare, and whose features are the memory."
+    return compared(self.pair(None))[1]
 
 @patch
 def _about_memories(self:Experiment)->dict:
     "All that determines the memory."
     s = self.settings
-    return dict(teacher=self._about_teachers(), layer=self.penultimate, padding=s.padding, max_length=s.max_length, precision=s.precision,
+    return dict(teacher=self._about_teachers(), layer=self.layer, padding=s.padding, max_length=s.max_length, precision=s.precision,
                 seed=s.teacher_seed, **{k:getattr(s,k) for k in of_memories})
 
 # %% ../nbs/15_experiment.ipynb #9c628b84
@@ -251,7 +253,7 @@ def _about_students(self:Experiment)->dict:
     "All that determines the student."
     s = self.settings
     names = {'task','seed', *of_students, *of_both, *self._knobs}
-    return dict(data=self.data.fingerprint, **self._about_rows(), student=_weights_of(self.student_source), settings={k:getattr(s,k) for k in sorted(names)},
+    return dict(data=self.data.fingerprint, **self._about_rows(), student=_weights_of(self.student_source), settings=that_matter(s, names),
                 terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()}, **self._own_terms(), **({'schedule':self.method.schedule} if self.method.schedule else {}),
                 teacher=self._about_teachers() if self.needs_teacher or s.student_init=='teacher' else None,
                 memory=self._about_memories() if self.needs_memory else None)
@@ -346,7 +348,7 @@ def runs_live(self:Experiment)->bool:
 def _check_space(self:Experiment):
     "An `OSError` if the disk cannot hold the features that a teacher will leave when it is trained."
     s,lengths = self.settings,row_lengths(self.rows['train'], self.settings.max_length)
-    layers = {l for k,l in self.needs_t if k=='hidden' and not self.runs_live} | ({self.penultimate} if self.needs_memory else set())
+    layers = {l for k,l in self.needs_t if k=='hidden' and not self.runs_live} | ({self.layer} if self.needs_memory else set())
     if s.padding=='paper': lengths = np.full_like(lengths, s.max_length)
     plan = planned(lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
     if layers: need_space(self.outputs, planned_bytes(plan))
@@ -446,7 +448,7 @@ def memory(self:Experiment)->torch.Tensor|None:
     if not self.needs_memory: return None
     s = self.settings
     def build(folder):
-        x = self._keep({('hidden', self.penultimate)}).flat(self.penultimate)
+        x = self._keep({('hidden', self.layer)}).flat(self.layer)
         procedure = {'kmeans': lambda: kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6),
                      'released': lambda: released_memory(x, s.memory_size, seed=s.teacher_seed)}[s.memory_procedure]
         clusters = procedure()

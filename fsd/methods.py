@@ -15,7 +15,7 @@ from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, loca
 from .memory import GlobalStructure
 from . import baselines
 from .paper import method_order
-from .terms import Method, Pair, Term, between_states, methods, penultimate, positions, schedule_knobs, schedules, soft_labels, terms, weight
+from .terms import Method, Pair, Term, between_states, compared, compared_states, methods, of_states, schedule_knobs, schedules, soft_labels, terms, weight
 
 # %% ../nbs/08_methods.ipynb #1e37eaaa
 def one_each(
@@ -54,13 +54,13 @@ class GlobalTerm(nn.Module):
     "`GlobalStructure` as a term."
     def __init__(self, pair:Pair):
         super().__init__()
-        k,self.pair = pair.knobs,pair
+        k,self.pair,(self.l_s,self.l_t) = pair.knobs,pair,compared(pair)
         self.structure = GlobalStructure(pair.memory, pair.width_s, gamma_m=k.gamma_m, reduction=k.reduction, debiased=k.debiased, seed=pair.seed)
     def forward(self, s, t, labels):
-        return self.structure(s.hidden[self.pair.depth_s-1], t.hidden[self.pair.depth_t-1], self.pair.mask(s))
+        return self.structure(s.hidden[self.l_s], t.hidden[self.l_t], self.pair.mask(s))
 
-terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, penultimate,
-                       (*positions,*_similarity,'gamma_m'), memory=True)
+terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, compared_states,
+                       (*of_states,*_similarity,'gamma_m'), memory=True)
 
 # %% ../nbs/08_methods.ipynb #0942853a
 _fsd = 'Jung et al. 2022, arXiv 2204.08922'

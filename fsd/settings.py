@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['rules', 'beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'settings_file',
            'read_settings', 'parse', 'setting', 'allowed', 'check_values', 'from_ini', 'Knobs', 'Settings',
-           'check_file', 'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
+           'check_file', 'resolve', 'check_fit', 'overrides', 'that_matter', 'new_names', 'from_released',
+           'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, importlib.util, inspect, math, os, types, typing
@@ -67,7 +68,8 @@ rules:dict[Field,dict] = {} # What the values of a field may be
 
 def setting(
     help:str,    # One line, shown in errors and by `--help`
-    **rule,      # `above`, `below` (exclusive), `low`, `high` (inclusive) or `choices`; `required` where there is no default
+    **rule,      # `above`, `below` (exclusive), `low`, `high` (inclusive) or `choices`; `required` where there is no default;
+                 # `before`: what it was, unsaid, when results were kept already
 ):
     "A field of a settings class."
     shown = {'metavar':f"{{{','.join(rule['choices'])}}}"} if 'choices' in rule else {}
@@ -140,6 +142,7 @@ class Knobs:
     regression:str = setting("soft term of a regression task", choices=('mse','none'))
     padding:str = setting("paper: padding takes part in every structure; masked: it is left out", choices=('paper','masked'))
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=3)
+    layer:int|None = setting("the teacher's block whose hidden states structures compare; none is the one below its last", low=1, before=None)
     memory_size:int = setting("number of centroids K", low=1)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
@@ -263,6 +266,15 @@ of_teachers = ('teacher_epochs','teacher_lr','teacher_seed')
 of_students = ('epochs','lr','student_layers','student_init')
 of_inherited = ('student_width','wid_strategy','wid_penalty','wid_strength','wid_ramp','wid_fade','wid_lr_scale') # of students that shrink
 of_memories = ('memory_size','memory_procedure','memory_budget')
+
+# %% ../nbs/00_settings.ipynb #52b9f882
+def that_matter(
+    s,     # Of any dataclass that has `setting`s
+    names, # Those that something reads
+)->dict:
+    "The settings `names` of `s`, sorted, without those that are what they were before there was such a setting."
+    before = {f.name:rules[f]['before'] for f in fields(s) if 'before' in rules.get(f, {})}
+    return {k:getattr(s,k) for k in sorted(names) if k not in before or getattr(s,k)!=before[k]}
 
 # %% ../nbs/00_settings.ipynb #2270b58b
 def new_names(

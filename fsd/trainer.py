@@ -16,7 +16,7 @@ from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
-from .settings import Knobs
+from .settings import Knobs, that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .rows import collate
 from .models import check_length, depth, find_model, quiet, weights_fingerprint
@@ -272,7 +272,7 @@ def origin(self:DistillationTrainer)->dict:
     knobs = {k for n in o.terms for k in find_term(n).knobs} | set(schedule_knobs if self.method.schedule else ())
     return in_json({
         **{f'weight of {n}': [w(i,10) for i in range(11)] if callable(w) else w for n,w in o.weights.items()}, 'schedule':self.method.schedule,
-        **{k:getattr(a,k) for k in (*sorted(knobs), 'label_smoothing_factor', 'seed', 'data_seed', 'learning_rate', 'weight_decay')}, 'optim':a.optim,
+        **that_matter(a, knobs), **{k:getattr(a,k) for k in ('label_smoothing_factor', 'seed', 'data_seed', 'learning_rate', 'weight_decay')}, 'optim':a.optim,
         'rows in a step':a.train_batch_size*a.gradient_accumulation_steps*a.world_size, 'train_dataset':_of_rows(self.train_dataset),
         'student':fingerprint(shapes=[(n,tuple(v.shape)) for n,v in self.model.state_dict().items()]), 'teacher':_of_teacher(self.teacher),
         'memory':_hash(self.memory) if self.memory is not None and any(find_term(n).memory for n in o.terms) else None})
