@@ -37,7 +37,7 @@ class Pair:
 class Term:
     "One named summand of a loss."
     source:str             # Equation and paper
-    build:Callable         # `Pair` to the function `(s:Features, t:Features, labels) -> scalar`, or `None` where there is nothing to compare
+    build:Callable         # `Pair` to `(s:Features, t:Features, labels) -> scalar`, or `None` where nothing is
     needs:Callable=lambda pair: (set(), set()) # `Pair` to what it needs of student and teacher besides logits
     knobs:tuple[str,...]=()# Settings that it reads: two runs that differ in others are the same run
     teacher:bool=True      # Whether it looks at the teacher at all
@@ -48,9 +48,10 @@ terms:dict[str,Term] = {}
 
 # %% ../nbs/08_terms.ipynb #48f4ed31
 def compared(pair:Pair)->tuple[int,int]:
-    """The blocks of student and teacher whose hidden states are compared; a `ValueError` if `layer` is no block of the teacher.
+    """The blocks of student and teacher whose hidden states are compared.
 
     The teacher's is the setting `layer`, the student's the highest that is not above it, both in shares of all blocks.
+    A `ValueError` if the teacher has no such block.
 
     >>> compared(Pair(Knobs(), 6, 12, 768)), compared(Pair(Knobs(layer=8), 6, 12, 768))
     ((5, 11), (4, 8))
@@ -93,18 +94,20 @@ class Method:
     weights:dict[str,str|Callable]  # Term to weight: a formula over the knobs, or a function `(step, total) -> float`
     schedule:str|None=None          # A key of `schedules`: which terms take part when
     look:tuple|None=None            # Label, colour and marker in pictures; made from the name if None
-    student:str='lower'             # How its student is made: 'lower' blocks of the model, or 'inherited' by the teacher's own shrinking
+    student:str='lower'             # How its student is made: of 'lower' blocks, or 'inherited' as the teacher shrinks
 
     def spelled(self, depth_s:int)->dict[str,str|Callable]:
         "`weights` with a name for every block of the student where there is a `*`."
-        return {n.replace('*', str(k)):w for n,w in self.weights.items() for k in (range(1, depth_s+1) if '*' in n else (0,))}
+        def blocks(name): return range(1, depth_s+1) if '*' in name else (0,)
+        return {n.replace('*', str(k)):w for n,w in self.weights.items() for k in blocks(n)}
 
 methods:dict[str,Method] = {}
 
 # %% ../nbs/08_terms.ipynb #ed25de5c
 def weight(formula:str|Callable, knobs:Knobs)->float|Callable:
     "The number that a `formula` means under `knobs`; a weight over time stays a function."
-    return formula if callable(formula) else float(eval(formula, {'__builtins__':{}}, {f.name:getattr(knobs,f.name) for f in fields(Knobs)}))
+    if callable(formula): return formula
+    return float(eval(formula, {'__builtins__':{}}, {f.name:getattr(knobs,f.name) for f in fields(Knobs)}))
 
 # %% ../nbs/08_terms.ipynb #856412e4
 soft_labels = {'ce':'alpha', 'kd':'1-alpha'} # what vkd is, and what most methods add to
