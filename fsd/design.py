@@ -6,7 +6,6 @@
 __all__ = ['weights_of', 'Design', 'code_of']
 
 # %% ../nbs/15_design.ipynb #48c4ae4c
-from dataclasses import asdict
 from functools import cache, partial
 import torch
 from fastcore.basics import patch
@@ -19,8 +18,8 @@ from .models import (check_words, depth, find_model, load_config, load_teacher, 
                         model_fingerprint, model_name, positions, sketch)
 from .passes import random_features
 from .settings import (Settings, check_fit, of_both, of_inherited, of_memories, of_students, of_teachers, sections_of,
-                          shared_out)
-from .terms import Pair, schedule_knobs, weight
+                          shared_out, that_matter)
+from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
 from .wid import Inheritance
 
@@ -219,13 +218,15 @@ def _about_teachers(self:Design)->dict:
                 **{k:getattr(s,k) for k in [*of_both, *of_teachers]})
 
 @patch(as_prop=True)
-def penultimate(self:Design)->int: return self.config.num_hidden_layers-1
+def layer(self:Design)->int:
+    "The teacher's block that structures compare, and whose features are the memory."
+    return compared(self.pair(None))[1]
 
 @patch
 def _about_memories(self:Design)->dict:
     "All that determines the memory."
     s = self.settings
-    return dict(teacher=self._about_teachers(), layer=self.penultimate, seed=s.teacher_seed,
+    return dict(teacher=self._about_teachers(), layer=self.layer, seed=s.teacher_seed,
                 **{k:getattr(s,k) for k in ('padding','max_length','precision',*of_memories)})
 
 # %% ../nbs/15_design.ipynb #9c628b84
@@ -255,7 +256,7 @@ def _about_students(self:Design)->dict:
     names = {'task','seed', *of_students, *of_both, *self._knobs}
     taught = self.needs_teacher or s.student_init=='teacher'
     return dict(data=self.data.fingerprint, **self._about_rows(), student=weights_of(self.student_source),
-                settings={k:getattr(s,k) for k in sorted(names)},
+                settings=that_matter(s, names),
                 terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()},
                 **self._own_terms(), **({'schedule':schedule} if schedule else {}),
                 teacher=self._about_teachers() if taught else None,

@@ -108,7 +108,7 @@ def runs_live(self:Experiment)->bool:
 def _check_space(self:Experiment):
     "An `OSError` if the disk cannot hold the features that a teacher will leave when it is trained."
     s = self.settings
-    layers = {self.penultimate} if self.needs_memory else set()
+    layers = {self.layer} if self.needs_memory else set()
     if not self.runs_live: layers |= {l for k,l in self.needs_t if k=='hidden'}
     lengths = row_lengths(self.rows['train'], s.max_length)
     if s.padding=='paper': lengths = np.full_like(lengths, s.max_length)
@@ -204,7 +204,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
 @patch
 def _cluster(self:Experiment, folder:Path):
     "Cluster what the teacher says, and write centroids and what became of the rows into `folder`."
-    s,x = self.settings,self.kept_features({('hidden', self.penultimate)}).flat(self.penultimate)
+    s,x = self.settings,self.kept_features({('hidden', self.layer)}).flat(self.layer)
     if s.memory_procedure=='released': found = released_memory(x, s.memory_size, seed=s.teacher_seed)
     else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6)
     np.save(folder/'centroids.npy', found.centroids.numpy())

@@ -13,7 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from . import runs
-from .kept import fingerprint, kept, newest_valid, outputs, seal, shown, write_json
+from .kept import fingerprint, kept, newest_valid, outputs, seal, shown
 from .machine import environment, find_device, peak_memory, processes
 from .models import find_model, model_name, quiet
 from .settings import Training, made, steps

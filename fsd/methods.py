@@ -15,28 +15,41 @@ from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, loca
 from .memory import GlobalStructure
 from . import baselines
 from .paper import method_order
-from .terms import Method, Pair, Term, between_states, methods, penultimate, positions, schedule_knobs, schedules, soft_labels, terms, weight
+from .terms import (Method, Pair, Term, between_states, compared, compared_states, methods, of_states,
+                       schedule_knobs, schedules, soft_labels, terms, weight)
 
 # %% ../nbs/08_methods.ipynb #1e37eaaa
 def one_each(
-    labels:Tensor, # As they came with the batch
-    rows:int,      # N
+    labels:Tensor,         # As they came with the batch
+    rows:int,              # N
     regression:bool=False,
+    classes:int|None=None, # C, if known; a label is then 0 to C-1, or -100, which cross entropy leaves out
 )->Tensor: # (N,)
     "`labels` as one for each row; a `ValueError` if they are not, or are no class numbers."
     if labels.numel()!=rows:
-        raise ValueError(f"{rows} rows have labels of shape {tuple(labels.shape)}, and one for each is needed; if a row has several at once, "
-                         "set problem_type='multi_label_classification' in the student's configuration")
-    if labels.is_floating_point() and not regression:
-        raise ValueError(f"labels are {labels.dtype}, and a class has a whole number; for a regression, the student's configuration needs num_labels=1")
-    return labels.reshape(-1)
+        raise ValueError(f"{rows} rows have labels of shape {tuple(labels.shape)}, and one for each is needed; "
+                         "if a row has several at once, set problem_type='multi_label_classification' "
+                         "in the student's configuration")
+    labels = labels.reshape(-1)
+    if regression: return labels
+    if labels.is_floating_point():
+        raise ValueError(f"labels are {labels.dtype}, and a class has a whole number; "
+                         "for a regression, the student's configuration needs num_labels=1")
+    if classes and (bad := ((labels<0) | (labels>=classes)) & (labels!=-100)).any():
+        row = bad.nonzero()[0].item()
+        raise ValueError(f"row {row} of a batch has the label {labels[row]}, and classes are 0 to {classes-1}")
+    return labels
 
+# %% ../nbs/08_methods.ipynb #d729cda0
 def _hard(pair):
+    "Cross entropy or squared error, as the labels are."
     if pair.several: return lambda s,t,labels: bce(s.logits, labels)
-    if pair.smoothing: return lambda s,t,labels: smoothed_ce(s.logits, one_each(labels, len(s.logits)), pair.smoothing)
-    return lambda s,t,labels: ce(s.logits, one_each(labels, len(s.logits), pair.regression))
+    def one(s, labels): return one_each(labels, len(s.logits), pair.regression, s.logits.shape[1])
+    if pair.smoothing: return lambda s,t,labels: smoothed_ce(s.logits, one(s, labels), pair.smoothing)
+    return lambda s,t,labels: ce(s.logits, one(s, labels))
 
 def _soft(pair):
+    "Divergence from the teacher's softened logits, or what takes its place."
     if pair.several: return lambda s,t,labels: binary_kd(s.logits, t.logits, pair.knobs.temperature)
     if not pair.regression: return lambda s,t,labels: kd(s.logits, t.logits, pair.knobs.temperature)
     if pair.knobs.regression=='mse': return lambda s,t,labels: mse_logits(s.logits, t.logits)
@@ -51,32 +64,38 @@ terms['local'] = Term('between the examples of a batch, FSD eq. 7', **between_st
 
 # %% ../nbs/08_methods.ipynb #6e706974
 class GlobalTerm(nn.Module):
-    "`GlobalStructure` as a term."
+    """`GlobalStructure` as a term: a loss of two forward passes, of which the student's memory is a parameter.
+
+    Needs `pair.memory`, the teacher's centroids, (K, L, D_t). Jung et al. 2022, equations 8 to 10.
+    """
     def __init__(self, pair:Pair):
         super().__init__()
-        k,self.pair = pair.knobs,pair
-        self.structure = GlobalStructure(pair.memory, pair.width_s, gamma_m=k.gamma_m, reduction=k.reduction, debiased=k.debiased, seed=pair.seed)
-    def forward(self, s, t, labels):
-        return self.structure(s.hidden[self.pair.depth_s-1], t.hidden[self.pair.depth_t-1], self.pair.mask(s))
+        self.pair,(self.l_s,self.l_t) = pair,compared(pair)
+        own = {k:getattr(pair.knobs, k) for k in ('gamma_m',*_similarity)}
+        self.structure = GlobalStructure(pair.memory, pair.width_s, seed=pair.seed, **own)
 
-terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, penultimate,
-                       (*positions,*_similarity,'gamma_m'), memory=True)
+    def forward(self, s, t, labels): return self.structure(s.hidden[self.l_s], t.hidden[self.l_t], self.pair.mask(s))
+
+terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, compared_states,
+                       (*of_states,*_similarity,'gamma_m'), memory=True)
 
 # %% ../nbs/08_methods.ipynb #0942853a
-_fsd = 'Jung et al. 2022, arXiv 2204.08922'
+_fsd,_hinton = 'Jung et al. 2022, arXiv 2204.08922','Hinton et al. 2015, arXiv 1503.02531'
 _intra,_local,_global = {'intra':'beta*gamma_i'}, {'local':'beta*gamma_l'}, {'global':'beta*gamma_g'}
 
 methods |= {
     'nods':   Method('none', 'no distillation: fine-tuning on the labels', {'ce':'1'}, look=('noDS', '#b5b5b5', 'o')),
-    'vkd':    Method('Hinton et al. 2015, arXiv 1503.02531', 'labels and softened logits', soft_labels, look=('VKD', '#56b4e9', '^')),
+    'vkd':    Method(_hinton, 'labels and softened logits', soft_labels, look=('VKD', '#56b4e9', '^')),
     'fsd_i':  Method(_fsd, 'vkd and the intra structure', soft_labels|_intra, look=('FSD$_I$', '#fbd9c5', '<')),
     'fsd_l':  Method(_fsd, 'vkd and the local inter structure', soft_labels|_local, look=('FSD$_L$', '#f7b791', '>')),
     'fsd_g':  Method(_fsd, 'vkd and the global inter structure', soft_labels|_global, look=('FSD$_G$', '#f0965f', 'p')),
     'fsd_il': Method(_fsd, 'vkd, intra and local', soft_labels|_intra|_local, look=('FSD$_{IL}$', '#e67a33', 'h')),
-    'fsd':    Method(_fsd, 'vkd and all three structures', soft_labels|_intra|_local|_global, look=('FSD', '#d55e00', '*'))}
+    'fsd':    Method(_fsd, 'vkd and all three structures', soft_labels|_intra|_local|_global,
+                     look=('FSD', '#d55e00', '*'))}
 
 # %% ../nbs/08_methods.ipynb #8d2d4e04
-methods['wid'] = Method('Wu et al. 2024, arXiv 2305.09098', 'weights inherited by shrinking the teacher itself, on the labels and, below alpha = 1, the logits',
+methods['wid'] = Method('Wu et al. 2024, arXiv 2305.09098',
+    'weights inherited by shrinking the teacher itself, on the labels and, below alpha = 1, the logits',
     soft_labels, student='inherited', look=('WID', '#f0e442', 'H'))
 
 # %% ../nbs/08_methods.ipynb #b398a18a
@@ -100,25 +119,36 @@ def reads(
     method:str|Method,
     knobs:Knobs|None=None, # Leave out what only terms read that weigh nothing under these
 )->set[str]:
-    "Settings that make a difference to a run of `method`, besides task, method, model, data and seed: of every training, of its terms and their weights, its schedule, its memory and its student."
+    """Settings that make a difference to a run of `method`, besides task, method, model, data and seed.
+
+    Those of every training, of its terms and their weights, of its schedule, its memory and its student.
+    """
     m = find_method(method) if isinstance(method, str) else method
     terms = [find_term(n) for n,f in m.weights.items() if knobs is None or weight(f, knobs)!=0]
     formulas = ' '.join(f for f in m.weights.values() if isinstance(f, str))
-    own = {*re.findall(r'[a-z]\w*', formulas), *(k for t in terms for k in t.knobs), *(schedule_knobs if m.schedule else ())}
+    own = {*re.findall(r'[a-z]\w*', formulas), *(k for t in terms for k in t.knobs)}
+    if m.schedule: own.update(schedule_knobs)
     if any(t.memory for t in terms): own.update(of_memories)
     if m.student=='inherited': own.update(of_inherited)
     return {'student_model', *of_rows, *of_both, *of_teachers, *of_students} | own
 
 # %% ../nbs/08_methods.ipynb #b0a06f2d
 class Objective(nn.Module):
-    "The weighted sum of a method's terms for one pair of models."
+    """The weighted sum of a method's terms for one pair of models.
+
+    A call takes the `Features` of both and labels, (N,), and gives the loss, a scalar without unit, and each active
+    term's own value. A term of weight 0 is neither computed nor asked for; a `ValueError` if none is left, or if a
+    memory is missing.
+    """
     def __init__(self, method:Method, pair:Pair):
         super().__init__()
         self.weights,self.terms,needs = {},{},[(set(),set())]
         for name,formula in method.spelled(pair.depth_s).items():
-            w,term,own = weight(formula, pair.knobs),find_term(name),replace(pair, block=int(name.rpartition('_')[2]) if name not in terms else None)
+            w,term = weight(formula, pair.knobs),find_term(name)
+            own = pair if name in terms else replace(pair, block=int(name.rpartition('_')[2]))
             if w==0: continue
-            if term.memory and pair.memory is None: raise ValueError(f"the term {name!r} needs a memory: pass the teacher's centroids, (K, L, D)")
+            if term.memory and pair.memory is None:
+                raise ValueError(f"the term {name!r} needs a memory: pass the teacher's centroids, (K, L, D)")
             if (loss := term.build(own)) is None: continue
             self.weights[name],self.terms[name] = w,loss
             needs.append(term.needs(own))

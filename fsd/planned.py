@@ -14,7 +14,8 @@ from .kept import fingerprint
 from .methods import find_method, methods as known_methods
 from .models import find_model, model_name
 from .plans import Preset, Stage, find_preset
-from .settings import Settings, allowed, beside, parse, resolve, setting
+from .settings import Settings, beside, resolve
+from .values import allowed, parse, setting
 from .tasks import task_names, unknown
 
 # %% ../nbs/19_planned.ipynb #27e84c05

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'Knobs', 'Training',
            'Epochs', 'steps', 'Settings', 'shared_out', 'SquadSettings', 'CompressionSettings', 'check_file', 'by_hand',
-           'made', 'sections_of', 'resolve', 'check_fit', 'overrides', 'new_names', 'from_released', 'to_released']
+           'made', 'sections_of', 'resolve', 'check_fit', 'overrides', 'that_matter', 'new_names', 'from_released',
+           'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, math, types
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache, partial
 from .tasks import task_names, unknown
-from .values import Checked, allowed, check_values, from_ini, kinds, parse, read_settings, rules, setting, settings_file
+from .values import Checked, allowed, from_ini, kinds, read_settings, rules, setting
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
@@ -40,6 +41,8 @@ class Knobs(Checked):
     padding:str = setting("paper: padding takes part in every structure; masked: it is left out",
                           choices=('paper','masked'))
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=3)
+    layer:int|None = setting("the teacher's block whose hidden states structures compare; none is the one below its last",
+                             low=1, before=None)
     memory_size:int = setting("number of centroids K", low=1)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
@@ -55,7 +58,7 @@ class Training(Checked):
     batch_size:int = setting("rows per step on a device", low=1)
     eval_batch_size:int = setting("rows per step in evaluation", low=1)
     accumulate:int = setting("steps whose gradients are added up", low=1)
-    lr:float = setting("peak learning rate", above=0)
+    lr:float = setting("peak learning rate", above=0, low=1e-8)
     weight_decay:float = setting("AdamW's weight decay", low=0, high=1000)
     adam_epsilon:float = setting("AdamW's epsilon", above=0, low=1e-30, high=1)
     max_grad_norm:float = setting("gradients are clipped to this norm", above=0)
@@ -92,7 +95,7 @@ class Settings(Epochs, Knobs):
     data:str = setting("auto, hub, demo, or a folder with GLUE files")
     partial:bool = setting("use incomplete *_partial files")
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
-    teacher_lr:float = setting("teacher's peak learning rate", above=0)
+    teacher_lr:float = setting("teacher's peak learning rate", above=0, low=1e-8)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
     teacher_features:str = setting("kept: computed once and read from disk; live: run the teacher",
                                    choices=('kept','live'))
@@ -108,7 +111,7 @@ class Settings(Epochs, Knobs):
                              above=0, high=1)
     wid_fade:float = setting("share of the training that a unit takes to vanish", low=0, high=1)
     wid_lr_scale:float = setting("learning rate of the compactors over that of the inherited weights; "
-                                 "below 1 the weights learn faster", above=0, low=1e-6, high=1e6)
+                                 "below 1 the weights learn faster", above=0, low=1e-6, high=1e3)
     holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; "
                             "never a result", low=0, high=.9)
 
@@ -147,8 +150,8 @@ class CompressionSettings(Training):
     strength:float = setting("weight of the group penalty", low=0)
     ramp:float = setting("share of the steps after which all units are cut", above=0, high=1)
     fade:float = setting("share of the steps that a cut unit takes to vanish", low=0, high=1)
-    lr:float = setting("peak learning rate of compactors and of a fresh head", above=0, high=1e30)
-    lr_scale:float = setting("how much more slowly inherited weights learn", above=0, low=1e-6)
+    lr:float = setting("peak learning rate of compactors and of a fresh head", above=0, low=1e-8, high=1e30)
+    lr_scale:float = setting("how much more slowly inherited weights learn", above=0, low=1e-6, high=1e3)
     steps:int = setting("optimizer steps", low=1)
     max_length:int = setting("longest line in tokens", low=3)
 
@@ -270,6 +273,15 @@ of_students = ('epochs','lr','student_layers','student_init')
 of_inherited = ('student_width','wid_strategy','wid_penalty','wid_strength','wid_ramp','wid_fade',
                 'wid_lr_scale') # of students that shrink
 of_memories = ('memory_size','memory_procedure','memory_budget')
+
+# %% ../nbs/00_settings.ipynb #52b9f882
+def that_matter(
+    s,     # Of any dataclass that has `setting`s
+    names, # Those that something reads
+)->dict:
+    "The settings `names` of `s`, sorted, without those that are what they were before there was such a setting."
+    before = {f.name:rules[f]['before'] for f in fields(s) if 'before' in rules.get(f, {})}
+    return {k:getattr(s,k) for k in sorted(names) if k not in before or getattr(s,k)!=before[k]}
 
 # %% ../nbs/00_settings.ipynb #2270b58b
 def new_names(

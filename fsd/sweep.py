@@ -27,7 +27,7 @@ from .kept import outputs
 from .models import find_model
 from .plans import Preset
 from .queue import Queue, standing
-from .settings import allowed, setting
+from .values import allowed, setting
 
 # %% ../nbs/19_sweep.ipynb #252fa90b
 _pace = setting("for the estimate", above=0)

@@ -75,7 +75,8 @@ rules:dict[Field,dict] = {} # What the values of a field may be
 
 def setting(
     help:str,    # One line, shown in errors and by `--help`
-    **rule,      # `above`, `below` (exclusive), `low`, `high` (inclusive), `choices`; `required` without a default
+    **rule,      # `above`, `below` (exclusive), `low`, `high` (inclusive), `choices`; `required` without a default;
+                 # `before`: what it was, unsaid, when results were kept already
 ):
     "A field of a settings class."
     shown = {'metavar':f"{{{','.join(rule['choices'])}}}"} if 'choices' in rule else {}

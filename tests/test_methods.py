@@ -1,8 +1,10 @@
 "Every method from its name to a student that transformers loads, and settings that a method cannot have."
-import pytest
+import pytest, torch
 from transformers import AutoModelForSequenceClassification, TrainerCallback
 from fsd.experiment import Experiment
 from fsd.methods import find_term, methods
+from fsd.models import load_teacher
+from fsd.rows import collate
 from fsd.settings import resolve
 
 @pytest.fixture(scope='module')
@@ -55,3 +57,34 @@ def test_a_value_for_a_method_on_a_task_is_the_last_word():
     assert resolve('sst2', 'ckd', angle=3).angle==3
 
 def test_every_term_says_where_it_is_from(): assert all(find_term(n).source for m in methods.values() for n in m.spelled(2))
+
+# ---------------------------------------------------------------- the layer that structures compare
+
+def student_weights(e): return (e.student_folder/'model.safetensors').read_bytes()
+
+def test_the_usual_layer_by_its_number_makes_the_usual_student_and_memory(short):
+    usual,same = (Experiment('mrpc', 'fsd', **short, **o) for o in ({}, dict(layer=3)))
+    assert usual.place('memories')==same.place('memories') and usual.features.folder==same.features.folder
+    assert student_weights(usual)==student_weights(same)
+    assert 'layer' not in usual._about_students()['settings'] and usual.overrides.keys()==same.overrides.keys()-{'layer'}
+
+@pytest.mark.parametrize('layer, student', [(4, 2), (2, 1), (1, 0)])
+def test_another_layer_is_compared_kept_and_clustered(short, layer, student):
+    e,usual = (Experiment('mrpc', 'fsd', **short, **o) for o in (dict(layer=layer), {}))
+    objective = e._rehearse(*(load_teacher(e.source, 'mrpc').eval(),)*2)
+    assert (objective.needs_s, objective.needs_t)==({('hidden',student)}, {('hidden',layer)})==(objective.needs_s, e.features.needs)
+    for kind in ('memories','students'): assert e.place(kind)!=usual.place(kind)
+    assert e.memory.shape==usual.memory.shape and not e.memory.equal(usual.memory)
+
+def test_a_live_teacher_shows_the_layer_that_was_kept(short):
+    kept,live = (Experiment('mrpc', 'fsd_il', **short, layer=2, teacher_features=how) for how in ('kept','live'))
+    pad = collate(kept.tokenizer.pad_token_id, 32)
+    batch = pad([kept.rows['train'][i] for i in range(4)])
+    a,b = kept.features(batch),live.features(batch)
+    assert a.hidden.keys()==b.hidden.keys()=={2}
+    torch.testing.assert_close(a.hidden[2], b.hidden[2], rtol=2**-10, atol=1e-3)
+
+def test_a_layer_that_the_teacher_lacks_is_refused_before_it_is_trained(short, shared):
+    with pytest.raises(ValueError, match='layer=5 is no block of the teacher, which has 1 to 4'): Experiment('mrpc', 'fsd', **short, layer=5)
+    with pytest.raises(ValueError, match='layer=0 must be at least 1'): Experiment('mrpc', 'fsd', **short, layer=0)
+    assert 'layer' not in Experiment('mrpc', 'vkd', **short, layer=2).overrides, 'which compares no layers'

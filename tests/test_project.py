@@ -156,7 +156,7 @@ installed = '''
 import sys
 from pathlib import Path
 import fsd
-from fsd.settings import settings_file
+from fsd.values import settings_file
 package = Path(fsd.__file__).parent
 assert package.is_relative_to(sys.prefix), package
 assert settings_file()==package/'settings.ini'

@@ -1,5 +1,6 @@
 "`DistillationTrainer` with what people hand to it: pairs, rows, arguments, checkpoints, each trained as meant or refused by name."
 import copy
+from pathlib import Path
 import pytest, torch
 from datasets import Dataset, Value
 from safetensors.torch import load_file
@@ -115,7 +116,8 @@ def test_kept_features_of_other_labels_or_another_padding_are_refused(make, teac
     (dict(conf=dict(max_grad_norm=None)), 'max_grad_norm=None is not a number; 0 clips nothing'),
     (dict(conf=dict(max_length=17), method='fsd_il'), 'max_length=17 is more than the 16 positions'),
     (dict(method='fsd_il', teacher=lambda batch: None), 'set teacher.depth to its number of blocks'),
-    (dict(student=tiny(2).half()), 'weights of the student are half precision')])
+    (dict(student=tiny(2).half()), 'weights of the student are half precision'),
+    (dict(conf=dict(learning_rate=1e-300)), 'learning_rate=1e-300 must be at least 1e-08')])
 def test_what_a_trainer_cannot_do_with_is_said_at_construction(make, given, words):
     with pytest.raises(ValueError, match=words): make(**given)
 
@@ -210,6 +212,30 @@ def test_several_labels_are_learned_by_binary_losses(make, problem, tmp_path):
 def test_labels_of_another_kind_than_the_students_are_refused(make, student, rows, words):
     with pytest.raises(ValueError, match=words): make('nods', tiny(2, **student), None, rows=rows).train()
 
+def labelled(i, label): return [r | dict(labels=label if r['idx']==i else r['labels']) for r in rows]
+
+@pytest.mark.parametrize('label', [2, -1])
+@pytest.mark.parametrize('form', [Dataset.from_list, list, lambda rs: Dataset.from_list(rs).with_format('torch'), lambda rs: Dataset.from_list(rs).rename_column('labels', 'label')])
+def test_a_label_that_is_no_class_is_named_with_its_row_before_training(make, label, form):
+    with pytest.raises(ValueError, match=f"row idx=17 has the label {label}, and the student's classes are 0 to 1"): make(rows=form(labelled(17, label)))
+    make(rows=form(labelled(17, label)), conf=dict(alpha=0)) # no term reads it
+
+@pytest.mark.parametrize('label', [2, -1])
+def test_where_rows_cannot_be_looked_at_the_step_names_the_label(make, label):
+    def read(batch): return {k: v if k!='labels' else v.where(v!=9, label) for k,v in collate(0)(batch).items()}
+    t = make(rows=labelled(3, 9), data_collator=read)
+    before = weights(t)
+    with pytest.raises(ValueError, match=rf'row \d of a batch has the label {label}, and classes are 0 to 1'): t.train()
+    class Few(Stream):
+        def __iter__(self): yield from labelled(0, 7)
+    with pytest.raises(ValueError, match='row 0 of a batch has the label 7, and classes are 0 to 1'): make(rows=Few(), conf=dict(max_steps=1)).train()
+    assert t.state.global_step<3 and same(before, weights(t))==(t.state.global_step==0)
+
+def test_a_group_of_weights_that_would_not_move_is_refused(make):
+    s = tiny(2)
+    with pytest.raises(ValueError, match='lr of a group of weights=1e-12 must be at least 1e-08'):
+        make('vkd', s, parameter_groups=lambda lr,wd: [dict(params=[*s.parameters()], lr=1e-12)]).train()
+
 def test_scores_may_stand_alone_or_in_a_list(make):
     def trained(f):
         t = make('vkd', tiny(2, num_labels=1), tiny(3, num_labels=1), rows=rows.remove_columns('labels').add_column('labels', [f(float(i)) for i in range(24)]))
@@ -267,6 +293,21 @@ def test_a_training_does_not_go_on_from_anothers_checkpoint(stopped, other, word
     t = stopped(**dict(method='fsd') | other)
     for where in (True, f'{t.args.output_dir}/checkpoint-2'):
         with pytest.raises(ValueError, match=f'checkpoint-2 is of another training: .*{words}.*another output_dir'): t.train(where)
+
+def test_the_only_checkpoint_goes_when_the_next_is_sealed_not_before(make, monkeypatch):
+    def die(folder, step, **about):
+        if step==4: raise KeyboardInterrupt
+        seal(folder, step=step, **about)
+    monkeypatch.setattr('fsd.trainer.seal', die)
+    conf = dict(save_total_limit=1, num_train_epochs=2)
+    t = make('fsd', conf=conf)
+    with pytest.raises(KeyboardInterrupt): t.train()
+    assert verify(f'{t.args.output_dir}/checkpoint-2')['step']==2
+    monkeypatch.setattr('fsd.trainer.seal', seal)
+    whole,resumed = make('fsd', conf=conf | dict(output_dir=t.args.output_dir+'-whole')),make('fsd', conf=conf)
+    whole.train(); resumed.train(True)
+    assert same(weights(whole), weights(resumed))
+    assert [p.name for p in Path(t.args.output_dir).glob('checkpoint-*')]==['checkpoint-6'] and resumed.args.save_total_limit==1
 
 def test_weights_over_time_are_compared_by_their_values(make):
     def ramp(end): return Method('a test', 'a ramp', {'ce':'alpha', 'kd':lambda step,total: end*step/total})
