@@ -48,7 +48,9 @@ terms:dict[str,Term] = {}
 
 # %% ../nbs/08_terms.ipynb #48f4ed31
 def penultimate(pair:Pair)->tuple[set,set]:
-    "The hidden states below the last block of student and teacher."
+    "The hidden states below the last block of student and teacher; a `ValueError` where that is the embedding output, which no block has made."
+    for who,depth in (('student', pair.depth_s), ('teacher', pair.depth_t)):
+        if depth<2: raise ValueError(f"the {who} has {depth} block, and structures are compared below the last one: that would teach its embeddings alone; take 2 or more, or a method that compares logits")
     return {('hidden', pair.depth_s-1)}, {('hidden', pair.depth_t-1)}
 
 positions = ('padding','max_length') # what a term reads that looks at hidden states
