@@ -80,7 +80,7 @@ def _check_graph(model:nn.Module):
         if getattr(m, 'gradient_checkpointing', False) and getattr(checkpoint, 'keywords', {}).get('use_reentrant'):
             raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
 
-# %% ../nbs/04_passes.ipynb #cbac52c9
+# %% ../nbs/04_passes.ipynb #0bfea4bd
 @contextmanager
 def _still(model:nn.Module):
     "Keep `model` in eval mode."
@@ -118,9 +118,9 @@ def _dependence(model:nn.Module)->tuple[Tensor|None,Tensor]:
     mask = batch['attention_mask'].bool()
     if g is None: return None,mask
     on = (g!=0).any(-1)
-    return on if on.shape==mask.shape else on.T,mask
+    return on[:,:mask.shape[1]] if len(on)==len(mask) else on.T,mask
 
-# %% ../nbs/04_passes.ipynb #2a8d949b
+# %% ../nbs/04_passes.ipynb #2d1ac5ee
 _read = weakref.WeakKeyDictionary()
 
 def token_read(
@@ -169,6 +169,7 @@ def _show(model:nn.Module, f:Features, wanted:set, hidden:dict, calls:dict)->Fea
     for l,found in calls.items():
         if len(found)!=1: raise ValueError(f'attention of {name} cannot be read: its block {l} computes {len(found) or "no"} maps of all pairs of tokens, where one is looked for')
     for l,h in hidden.items():
+        if h.ndim==3 and len(h)==len(f.mask): h = hidden[l] = h[:,:f.mask.shape[1]] # Longformer fills its windows up
         if h.ndim!=3 or h.shape[:2]!=f.mask.shape:
             raise ValueError(f'hidden states of {name} cannot be read: layer {l} is of shape {tuple(h.shape)} for {f.mask.shape[0]} rows of {f.mask.shape[1]} tokens')
     parts = calls and len({*block_kinds(model)})>1
@@ -189,7 +190,7 @@ def forward(
     f,hidden,calls = _run(model, batch, wanted, {l for k,l in wanted if k not in ('hidden','cls')})
     return _show(model, f, wanted, hidden, calls)
 
-# %% ../nbs/04_passes.ipynb #4d272cef
+# %% ../nbs/04_passes.ipynb #29032abd
 def both_see(
     s:Features, l_s:int, # Student and its block
     t:Features, l_t:int, # Teacher and its block
@@ -204,23 +205,7 @@ def both_see(
         return a / a.sum(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
     return share(a_s),share(a_t)
 
-# %% ../nbs/04_passes.ipynb #0690d860
-@torch.no_grad()
-def check_readable(
-    model:nn.Module, # A classifier with numbers; run on two short rows
-    needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
-)->Features: # Of these rows
-    "What `needs` asks for; a `ValueError` that names the class of `model` if that cannot be read from it."
-    m = plain(model)
-    wanted = _counted(m, needs)
-    token_read(m)
-    layers = {*range(1, depth(m)+1)} if any(k not in ('hidden','cls') for k,_ in wanted) else set()
-    with _still(m): f,hidden,calls = _run(m, _two_rows(m), wanted, layers)
-    _show(m, f, wanted, hidden, calls)
-    for found in calls.values(): check_call(found[0], type(m).__name__)
-    return f
-
-# %% ../nbs/04_passes.ipynb #8174940f
+# %% ../nbs/04_passes.ipynb #6e54c1f4
 _miniatures = {}
 
 def _miniature(model:nn.Module):
@@ -230,6 +215,25 @@ def _miniature(model:nn.Module):
     if key not in _miniatures: _miniatures[key] = miniature(m)
     return _miniatures[key]
 
+@torch.no_grad()
+def check_readable(
+    model:nn.Module, # A classifier; without numbers (a `sketch`), a miniature of it is tried
+    needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
+)->Features: # Of two short rows
+    "What `needs` asks for; a `ValueError` that names the class of `model` if that cannot be read from it."
+    m = plain(model)
+    wanted = _counted(m, needs)
+    if next(m.parameters()).is_meta:
+        m = _miniature(m)
+        wanted = {(k, min(l, depth(m))) for k,l in wanted}
+    token_read(m)
+    layers = {*range(1, depth(m)+1)} if any(k not in ('hidden','cls') for k,_ in wanted) else set()
+    with _still(m): f,hidden,calls = _run(m, _two_rows(m), wanted, layers)
+    _show(m, f, wanted, hidden, calls)
+    for found in calls.values(): check_call(found[0], type(m).__name__)
+    return f
+
+# %% ../nbs/04_passes.ipynb #8174940f
 def random_features(
     model:nn.Module, # May be a `sketch`
     needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
