@@ -19,7 +19,7 @@ from .glue import load, scores
 from .rows import collate, tokenise
 from .kept import fingerprint, kept, need_space, outputs, read_json, shown, write_json
 from .clusters import check_budget, kmeans, released_memory
-from .methods import Objective, find_method, find_term
+from .methods import Objective, check_shows, find_method, find_term
 from .terms import Pair, schedule_knobs, weight
 from .models import check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name, positions, quiet, sketch
 from .passes import random_features
@@ -145,6 +145,8 @@ def _rehearse(self:Experiment, teacher, student)->Objective:
     rows,length = min(4, s.batch_size),min(16, s.max_length)
     memory = torch.randn(min(8, s.memory_size), length, self.config.hidden_size) # the real one is not there yet
     objective = Objective(self.method, self.pair(memory))
+    check_shows(student, objective.needs_s)
+    if objective.uses_teacher: check_shows(teacher, objective.needs_t)
     f_s = random_features(student, objective.needs_s, rows, length)
     f_t = random_features(teacher, objective.needs_t, rows, length, seed=1) if objective.uses_teacher else None
     labels = torch.arange(rows)%max(2, self.task.num_labels)
