@@ -112,7 +112,7 @@ def check_shows(
         check_readable(model)
         can = {k for k in {k for k,_ in needs} | {'hidden','cls'} if _shows(model, k)}
         names = [n for n in methods if kinds_read(n)<=can and methods[n].student=='lower']
-        raise ValueError(f"{e}; with this model work {', '.join(names)}") from None
+        raise ValueError(f"{e}; methods that work with this model: {', '.join(names)}") from None
 
 def _shows(model, kind):
     try: return bool(check_readable(model, {(kind,-1)}))

@@ -114,7 +114,7 @@ def _dependence(model:nn.Module)->tuple[Tensor|None,Tensor]:
         hook = blocks(model)[-1].register_forward_hook(after)
         try: logits = model(**_inputs(model, batch)).logits
         finally: hook.remove()
-        g, = torch.autograd.grad(logits.float().sum(), top[-1:], allow_unused=True)
+        g, = torch.autograd.grad(logits.float().sum(), top[-1:], allow_unused=True) if top else (None,)
     mask = batch['attention_mask'].bool()
     if g is None: return None,mask
     on = (g!=0).any(-1)
@@ -139,6 +139,7 @@ def token_read(
     first = torch.zeros_like(mask).index_fill_(1, torch.tensor([0], device=mask.device), True)
     found = next((w for w,o in dict(first=first, last=last, mean=mask).items() if on is not None and torch.equal(on, o)), None)
     if on is not None and (on & ~mask).any(): raise ValueError(f'the classifier of {name} reads padding, as rows are padded at their end here; take an encoder whose classifier reads tokens')
+    if on is None: raise ValueError(f'the blocks of {name} are called in a way that cannot be watched')
     if found is None: raise ValueError(f'it cannot be told which token the classifier of {name} reads')
     _read[m] = found
     return found

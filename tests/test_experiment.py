@@ -52,7 +52,7 @@ refused = {
     'narrower for minilm_v2': ('minilm_v2', dict(student_model=dict(hidden_size=24, num_attention_heads=2), relation_heads=16), "relation_heads=16 does not divide the student's width 24"),
     'narrower for pkd': ('pkd', dict(student_model=dict(hidden_size=8)), 'the student is 8 wide, the teacher 16'),
     'narrower for internal': ('internal', dict(student_model=dict(hidden_size=8)), 'the student is 8 wide, the teacher 16'),
-    'FNet for minilm': ('minilm', dict(model=(FNetConfig, dict(type_vocab_size=2))), 'attention of FNetForSequenceClassification cannot be read.*; with this model work nods, vkd,'),
+    'FNet for minilm': ('minilm', dict(model=(FNetConfig, dict(type_vocab_size=2))), 'attention of FNetForSequenceClassification cannot be read.*; methods that work with this model: nods, vkd,'),
     'FNet as the student': ('minilm_v2', dict(student_model=(FNetConfig, dict(type_vocab_size=2)), relation_heads=2), 'attention of FNetForSequenceClassification cannot be read'),
     'one block below which there is none': ('fsd', dict(student_layers=1), 'the student has 1 block'),
     'XLM': ('nods', dict(model=(XLMConfig, dict(emb_dim=16, n_heads=2, n_layers=4))), 'XLMForSequenceClassification has no one list of its 4 blocks'),
