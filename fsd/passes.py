@@ -132,7 +132,7 @@ def token_read(
     """
     m = plain(model)
     if m in _read: return _read[m]
-    name = type(m).__name__
+    name,_ = type(m).__name__,blocks(m)
     try: on,mask = _dependence(m)
     except ValueError as e: raise ValueError(f'{name} cannot read rows of different length: {e} Give its configuration the pad_token_id of the tokenizer.') from e
     last = mask & ~torch.nn.functional.pad(mask[:,1:], (0, 1))
