@@ -13,7 +13,7 @@ from .clusters import check_budget
 from .glue import load
 from .job import Job, once
 from .kept import fingerprint
-from .methods import Objective, find_method, find_term, reads
+from .methods import Objective, check_shows, find_method, find_term, reads
 from .models import (check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half,
                         model_fingerprint, model_name, positions, sketch)
 from .passes import random_features
@@ -134,6 +134,8 @@ def _rehearse(self:Design, teacher, student)->Objective:
     rows,length = min(4, s.batch_size),min(16, s.max_length)
     memory = torch.randn(min(8, s.memory_size), length, self.config.hidden_size) # the real one is not there yet
     objective = Objective(self.method, self.pair(memory))
+    check_shows(student, objective.needs_s)
+    if objective.uses_teacher: check_shows(teacher, objective.needs_t)
     f_s = random_features(student, objective.needs_s, rows, length)
     f_t = random_features(teacher, objective.needs_t, rows, length, seed=1) if objective.uses_teacher else None
     labels = torch.arange(rows)%max(2, self.task.num_labels)

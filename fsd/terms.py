@@ -65,8 +65,16 @@ positions = ('padding','max_length') # what a term reads that looks at hidden st
 of_states = ('layer',*positions)     # and one that looks at those of the compared blocks
 
 def compared_states(pair:Pair)->tuple[set,set]:
-    "What a term needs of student and teacher that compares their hidden states."
-    return tuple({('hidden',l)} for l in compared(pair))
+    """What a term needs of student and teacher that compares their hidden states.
+
+    A `ValueError` where the student's are its embeddings, which no block of it has made.
+    """
+    l_s,l_t = compared(pair)
+    if not l_s:
+        raise ValueError(f"structures would compare the embeddings of a student of {pair.depth_s} blocks with "
+                         f"block {l_t} of the teacher's {pair.depth_t}, and teach no block of it; "
+                         "take a student of 2 or more, a higher layer, or a method that compares logits")
+    return {('hidden',l_s)}, {('hidden',l_t)}
 
 # %% ../nbs/08_terms.ipynb #3c04295c
 def between_states(

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest, torch
 from conftest import build_for_cuda
 from datasets import Dataset
-from transformers import (AlbertConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertTokenizerFast, DistilBertConfig, GPT2Config,
-                          MPNetConfig, RobertaConfig)
+from transformers import (AlbertConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertTokenizerFast, DistilBertConfig,
+                          FNetConfig, MPNetConfig, RobertaConfig, XLMConfig)
 from fsd.experiment import Experiment, distill
 from fsd.kept import read_json
 from fsd.methods import methods, terms
@@ -52,13 +52,12 @@ refused = {
     'narrower for minilm_v2': ('minilm_v2', dict(student_model=dict(hidden_size=24, num_attention_heads=2), relation_heads=16), "relation_heads=16 does not divide the student's width 24"),
     'narrower for pkd': ('pkd', dict(student_model=dict(hidden_size=8)), 'the student is 8 wide, the teacher 16'),
     'narrower for internal': ('internal', dict(student_model=dict(hidden_size=8)), 'the student is 8 wide, the teacher 16'),
-    'MPNet for minilm': ('minilm', dict(model=(MPNetConfig, dict(pad_token_id=1))), 'of a MPNetLayer cannot be read'),
-    'MPNet as the student': ('minilm_v2', dict(student_model=(MPNetConfig, dict(pad_token_id=1)), relation_heads=2), 'of a MPNetLayer cannot be read'),
-    'ALBERT': ('nods', dict(model=(AlbertConfig, dict(embedding_size=8))), 'not built like BERT'),
-    'GPT-2': ('nods', dict(model=(GPT2Config, dict(n_embd=16, n_head=2, n_layer=4))), 'not built like BERT'),
+    'FNet for minilm': ('minilm', dict(model=(FNetConfig, dict(type_vocab_size=2))), 'attention of FNetForSequenceClassification cannot be read.*; methods that work with this model: nods, vkd,'),
+    'FNet as the student': ('minilm_v2', dict(student_model=(FNetConfig, dict(type_vocab_size=2)), relation_heads=2), 'attention of FNetForSequenceClassification cannot be read'),
+    'one block below which there is none': ('fsd', dict(student_layers=1), 'the student has 1 block'),
+    'XLM': ('nods', dict(model=(XLMConfig, dict(emb_dim=16, n_heads=2, n_layers=4))), 'XLMForSequenceClassification has no one list of its 4 blocks'),
     'RoBERTa for wid': ('wid', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2))), 'weight inheritance needs a BERT'),
     'decoder for wid': ('wid', dict(model=dict(is_decoder=True)), 'weight inheritance needs'),
-    'decoder for minilm': ('minilm', dict(model=dict(is_decoder=True)), 'is_decoder'),
     'width for wid': ('wid', dict(student_width=7), 'width=7'),
     'blocks for wid': ('wid', dict(student_layers=2), 'student_layers=2: a student that inherits'),
     'shares for wid': ('wid', dict(wid_ramp=.9, wid_fade=.5), 'ramp=0.9 and fade=0.5'),
@@ -91,7 +90,8 @@ def test_what_cannot_end_well_is_refused_before_the_teacher_is_trained(outputs, 
 
 @pytest.mark.parametrize('method, changes', [
     ('fsd', dict(student_model=dict(num_attention_heads=4))), ('minilm_v2', dict(student_model=dict(num_attention_heads=4), relation_heads=2)),
-    ('fsd', dict(student_model=dict(hidden_size=8))), ('fsd', dict(model=(MPNetConfig, dict(pad_token_id=1)))), ('vkd', dict(model=dict(is_decoder=True))),
+    ('fsd', dict(student_model=dict(hidden_size=8))), ('fsd', dict(model=(MPNetConfig, dict(pad_token_id=1)))), ('vkd', dict(model=dict(is_decoder=True))), ('minilm', dict(model=dict(is_decoder=True))),
+    ('minilm_v2', dict(student_model=(MPNetConfig, dict(pad_token_id=1)), relation_heads=2)), ('internal', dict(model=(AlbertConfig, dict(embedding_size=8)))),
     ('fsd', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2)), max_length=62)), ('fsd', dict(max_length=4, memory_size=4, debiased=True)),
     ('fsd', dict(model=(DistilBertConfig, dict(dim=16, n_layers=4, n_heads=2, hidden_dim=32)))), ('nods', dict(batch_size=64))])
 def test_what_can_end_well_is_not_refused(outputs, tiny, model, method, changes):

@@ -4,10 +4,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, GPT2Config, MPNetConfig, T5Config, XLNetConfig
+from transformers import AutoModelForSequenceClassification, BertConfig, FNetConfig, T5Config, XLMConfig
 import fsd.models
+from fsd.blocks import blocks
 from fsd.models import (ModelPath, check_folder, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
-                        positions, sketch, student_of, weights_fingerprint)
+                        sketch, student_of, weights_fingerprint)
 from fsd.passes import forward, random_features
 
 def bert(layers=4, **kw):
@@ -115,9 +116,28 @@ def test_checkpointing_gives_the_same_gradient_or_is_refused(reentrant):
 def test_data_parallel_is_refused():
     with pytest.raises(ValueError, match='accelerate launch'): forward(nn.DataParallel(bert()), dict(input_ids=torch.ones(2, 3, dtype=torch.long)))
 
-def test_folder_of_pickled_weights_is_refused(folder):
-    (folder/'model.safetensors').rename(folder/'pytorch_model.bin')
-    with pytest.raises(ValueError, match='no model.safetensors'): check_folder(folder)
+def test_weights_of_an_older_model_are_read_from_a_pickle_that_holds_nothing_else(folder):
+    weights = load_file(folder/'model.safetensors')
+    expected = load_teacher(folder, 'rte').state_dict()
+    torch.save(weights, folder/'pytorch_model.bin')
+    before = model_fingerprint(folder)
+    (folder/'model.safetensors').unlink()
+    torch.testing.assert_close(load_teacher(folder, 'rte').state_dict(), expected, rtol=0, atol=0)
+    assert model_fingerprint(folder)!=before
+    torch.save(weights, folder/'pytorch_model.bin', _use_new_zipfile_serialization=False) # as before 2020
+    torch.testing.assert_close(load_teacher(folder, 'rte').state_dict(), expected, rtol=0, atol=0)
+
+class Trap:
+    def __reduce__(self): return (print, ('ran',))
+
+@pytest.mark.parametrize('content', ['code', 'cut', 'empty'])
+def test_a_pickle_that_could_run_code_or_is_damaged_is_refused(folder, capsys, content):
+    bad = folder/'pytorch_model.bin'
+    torch.save(dict(load_file(folder/'model.safetensors'), trap=Trap()), bad)
+    (folder/'model.safetensors').unlink()
+    if content!='code': bad.write_bytes(bad.read_bytes()[:0 if content=='empty' else 500])
+    with pytest.raises(ValueError, match='pytorch_model.bin is damaged') as e: check_folder(folder)
+    assert 'ran' not in capsys.readouterr().out and '\n' not in str(e.value)
 
 def test_folder_without_vocabulary_has_no_tokenizer(folder):
     assert load_tokenizer(folder)('good day')['input_ids'] == [2, 5, 1, 3]
@@ -153,22 +173,24 @@ def test_a_broken_tokenizer_is_one_short_error_that_names_the_folder(folder, nam
     with pytest.raises(ValueError, match='the tokenizer in .*pretrained') as e: load_tokenizer(folder)
     assert len(str(e.value))<400 and '\n' not in str(e.value)
 
-@pytest.mark.parametrize('config', [XLNetConfig(vocab_size=50, d_model=16, n_layer=2, n_head=2, d_inner=32), GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=2),
-    T5Config(vocab_size=50, d_model=16, num_layers=2, d_ff=32, num_heads=2)])
-def test_what_is_not_built_like_bert_is_said_to_be(config):
-    for look in (positions, lambda m: forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)))):
-        with pytest.raises(ValueError, match='not built like BERT'): look(sketch(config, 'rte'))
+@pytest.mark.parametrize('config, why', [(T5Config(vocab_size=50, d_model=16, num_layers=2, d_ff=32, num_heads=2), 'T5ForSequenceClassification is an encoder and a decoder'),
+    (XLMConfig(vocab_size=50, emb_dim=16, n_layers=2, n_heads=2), 'XLMForSequenceClassification has no one list of its 2 blocks')], ids=['T5', 'XLM'])
+def test_what_has_no_blocks_to_compare_is_named(config, why):
+    for look in (blocks, lower_half, lambda m: forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)), {('hidden', 1)})):
+        with pytest.raises(ValueError, match=why): look(sketch(config, 'rte'))
 
 @pytest.mark.parametrize('needs', [{('attentions', 1)}, {('queries', -1)}, {('values', 2), ('hidden', 1)}])
 def test_what_cannot_be_read_is_known_from_the_configuration(needs):
-    mpnet = sketch(MPNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32), 'rte')
-    with pytest.raises(ValueError, match='of a MPNetLayer cannot be read'): random_features(mpnet, needs)
-    assert random_features(mpnet, {('hidden', 1)}).hidden[1].shape==(4, 16, 16)
+    fnet = sketch(FNetConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, intermediate_size=32), 'rte')
+    with pytest.raises(ValueError, match='attention of FNetForSequenceClassification cannot be read'): random_features(fnet, needs)
+    assert random_features(fnet, {('hidden', 1)}).hidden[1].shape==(4, 16, 16)
 
-def test_attention_of_a_decoder_is_not_read_as_if_it_looked_both_ways():
-    m = bert(2, is_decoder=True)
-    with pytest.raises(ValueError, match='is_decoder'): forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)), {('attentions', 1)})
-    assert forward(m, dict(input_ids=torch.ones(1, 4, dtype=torch.long)), {('hidden', 1)}).hidden
+def test_attention_of_a_decoder_looks_back_only():
+    m, ids = bert(2, is_decoder=True).eval(), torch.randint(1, 50, (2, 6))
+    f = forward(m, dict(input_ids=ids), {('attentions', 1), ('hidden', 1)})
+    assert not f.attentions[1].triu(1).any()
+    m.set_attn_implementation('eager')
+    torch.testing.assert_close(f.attentions[1], m(ids, output_attentions=True).attentions[0])
 
 def test_a_sketch_costs_no_memory_and_leaves_its_configuration_alone(folder):
     config = load_config(folder)

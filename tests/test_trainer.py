@@ -285,7 +285,7 @@ def stopped(make):
 
 @pytest.mark.parametrize('other, words', [
     (dict(method='fsd_il'), 'weight of global was 0.1, is None'), (dict(method='vkd'), 'weight of intra'), (dict(memory=memory+1), 'memory was'), (dict(teacher=tiny(3, seed=9)), 'teacher was'),
-    (dict(student=tiny(1)), 'student was'), (dict(rows=sentences(25)), 'train_dataset was 24 rows'), (dict(rows=rows.select(range(23, -1, -1))), 'train_dataset was 24 rows'),
+    (dict(student=tiny(3)), 'student was'), (dict(rows=sentences(25)), 'train_dataset was 24 rows'), (dict(rows=rows.select(range(23, -1, -1))), 'train_dataset was 24 rows'),
     (dict(conf=dict(temperature=2.)), 'temperature was 5.0, is 2.0'), (dict(conf=dict(alpha=.3)), 'weight of ce was 0.5, is 0.3'), (dict(conf=dict(seed=7)), 'seed was 42, is 7'),
     (dict(conf=dict(learning_rate=1e-4)), 'learning_rate was 0.001, is 0.0001'), (dict(conf=dict(per_device_train_batch_size=4)), 'rows in a step was 8, is 4'),
     (dict(conf=dict(label_smoothing_factor=.1)), 'label_smoothing_factor was 0.0, is 0.1')])

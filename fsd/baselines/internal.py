@@ -13,6 +13,7 @@ import torch
 from torch import nn, Tensor
 from ..cka import check, float_of
 from ..losses import unit
+from ..passes import both_see
 from ..terms import Term, beside_vkd, methods, same_width, schedules, terms
 from .minilm import attention_relation as attention_kl
 
@@ -137,7 +138,8 @@ def _matched(pair): return matched_block(pair.block, pair.depth_s, pair.depth_t)
 def _of_block(kind, loss, coordinates=None):
     def build(pair):
         if coordinates: same_width(pair, coordinates)
-        return lambda s,t,labels: loss(getattr(s,kind)[pair.block], getattr(t,kind)[_matched(pair)], s)
+        def states(s, t): return both_see(s, pair.block, t, _matched(pair)) if kind=='attentions' else (s.cls[pair.block], t.cls[_matched(pair)])
+        return lambda s,t,labels: loss(*states(s, t), s)
     return dict(build=build, needs=lambda pair: ({(kind,pair.block)}, {(kind,_matched(pair))}))
 
 # %% ../../nbs/baselines/internal.ipynb #4f26724b

@@ -1,0 +1,63 @@
+"Families of encoders through the trainer: what they learn from, and what is refused before it starts."
+import copy
+import pytest, torch
+from datasets import Dataset
+from transformers import (AlbertConfig, AutoModelForSequenceClassification, BertConfig, DebertaV2Config, FNetConfig, LlamaConfig, ModernBertConfig, MPNetConfig,
+                          XLMRobertaConfig, XLNetConfig)
+from fsd.blocks import cut, lower_half
+from fsd.passes import both_see, forward
+from fsd.trainer import DistillationConfig, DistillationTrainer
+
+relative = dict(relative_attention=True, pos_att_type=['c2p','p2c'], position_biased_input=False, position_buckets=8, share_att_key=True)
+special = dict(bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=4)
+
+def tiny(config=BertConfig, layers=4, **kw):
+    torch.manual_seed(0)
+    usual = dict(vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=32, pad_token_id=0)
+    return AutoModelForSequenceClassification.from_config(config(**usual | kw)).eval()
+
+def xlnet(): return AutoModelForSequenceClassification.from_config(XLNetConfig(vocab_size=60, d_model=16, n_layer=4, n_head=2, d_inner=32))
+
+rows = Dataset.from_dict(dict(input_ids=[[5+(i*j)%50 for j in range(1, 8+i%4)] for i in range(8)], attention_mask=[[1]*(7+i%4) for i in range(8)],
+                              labels=[i%2 for i in range(8)], idx=list(range(8))))
+
+def trainer(tmp_path, student, teacher, method, **kw):
+    args = DistillationConfig(str(tmp_path), max_steps=1, per_device_train_batch_size=8, use_cpu=True, report_to='none', save_strategy='no', disable_tqdm=True, max_length=16,
+                              **dict(relation_heads=2) | kw)
+    return DistillationTrainer(student, teacher, args, method, train_dataset=rows)
+
+@pytest.mark.parametrize('config, more', [(XLMRobertaConfig, {}), (AlbertConfig, dict(embedding_size=8)), (MPNetConfig, {}), (DebertaV2Config, relative), (ModernBertConfig, special), (LlamaConfig, {})],
+                         ids=['xlm-r', 'albert', 'mpnet', 'deberta-v3', 'modernbert', 'llama'])
+@pytest.mark.filterwarnings('ignore:the 4 blocks of this Albert')
+def test_a_family_learns_by_attention_and_its_student_is_read_back(tmp_path, config, more):
+    teacher = tiny(config, **more)
+    student = cut(teacher, (1, 3))
+    before = copy.deepcopy(student.state_dict())
+    assert trainer(tmp_path, student, teacher, 'minilm').train().training_loss>0
+    assert any(not torch.equal(v, before[k]) for k,v in student.state_dict().items())
+    student.eval().save_pretrained(tmp_path/'s')
+    back = AutoModelForSequenceClassification.from_pretrained(tmp_path/'s').eval()
+    ids = torch.randint(5, 60, (2, 6))
+    assert torch.equal(back(ids).logits, student(ids).logits)
+
+@pytest.mark.parametrize('method, student, teacher, why', [
+    ('minilm', lambda: tiny(FNetConfig, 2), lambda: tiny(FNetConfig), 'attention of FNetForSequenceClassification cannot be read.*methods that work with this model: nods'),
+    ('minilm', lambda: tiny(layers=2), lambda: tiny(num_attention_heads=4), "'minilm' cannot compare this student with its teacher: .*heads"),
+    ('fsd_il', lambda: tiny(layers=1), tiny, 'the student has 1 block'),
+    ('vkd', xlnet, xlnet, 'reads padding'),
+    ('vkd', lambda: tiny(LlamaConfig, 2), lambda: tiny(LlamaConfig, pad_token_id=3), 'the teacher finds the last token by pad_token_id=3')])
+def test_what_a_trainer_cannot_do_is_said_when_it_is_made(tmp_path, method, student, teacher, why):
+    with pytest.raises(ValueError, match=why): trainer(tmp_path, student(), teacher(), method)
+
+def test_relation_heads_that_nobody_chose_divide_any_width(tmp_path):
+    teacher = tiny(hidden_size=20)
+    assert trainer(tmp_path, lower_half(teacher), teacher, 'minilm_v2', relation_heads=48).train().training_loss>0
+    with pytest.raises(ValueError, match='relation_heads=16 does not divide'): trainer(tmp_path, lower_half(teacher), teacher, 'minilm_v2', relation_heads=16)
+
+def test_a_local_block_is_compared_over_its_window_and_has_a_gradient():
+    m = tiny(ModernBertConfig, **special).train()
+    batch = dict(input_ids=torch.randint(5, 60, (2, 12)))
+    f = forward(m, batch, {('attentions', 2), ('attentions', 4)})
+    a,b = both_see(f, 2, f, 4)
+    assert torch.equal(a>0, b>0) and not torch.equal(f.attentions[2]>0, f.attentions[4]>0)
+    torch.testing.assert_close(b.sum(-1), torch.ones(2, 2, 12))
