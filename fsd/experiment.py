@@ -23,7 +23,8 @@ from .models import load_teacher, model_name
 from .probe import Probe
 from .rows import collate, tokenise
 from .settings import Knobs
-from .trainer import DistillationConfig, DistillationTrainer
+from .given import DistillationConfig
+from .trainer import DistillationTrainer
 from .wid import Inheritance
 
 # %% ../nbs/15_experiment.ipynb #c94a01c5

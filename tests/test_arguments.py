@@ -14,7 +14,7 @@ def chapter():
     for c in nbformat.read(root/'nbs/10_trainer.ipynb', 4).cells:
         if c.cell_type=='code' and c.id in ('22d42cc0', '1be95f30', '6c84d7a2', 'e3f0719b'): exec(c.source, names)
         elif c.cell_type=='code' and 'import torch' in c.source:
-            exec('from fsd.trainer import *\nfrom fsd.trainer import _refused, Path, load_file, nn, torch, Trainer, collate\nfrom transformers import TrainerCallback, TrainingArguments\nfrom datasets import Dataset\nimport io, math, re, warnings', names)
+            exec('from fsd.given import *\nfrom fsd.trainer import *\nfrom fsd.given import _refused, collate\nfrom fsd.trainer import Path, load_file, nn, torch, Trainer\nfrom transformers import TrainerCallback, TrainingArguments\nfrom datasets import Dataset\nimport io, math, re, warnings', names)
     return names
 
 here = chapter()

@@ -6,7 +6,8 @@ from transformers import (AlbertConfig, AutoModelForSequenceClassification, Bert
                           XLMRobertaConfig, XLNetConfig)
 from fsd.blocks import cut, lower_half
 from fsd.passes import both_see, forward
-from fsd.trainer import DistillationConfig, DistillationTrainer
+from fsd.given import DistillationConfig
+from fsd.trainer import DistillationTrainer
 
 relative = dict(relative_attention=True, pos_att_type=['c2p','p2c'], position_biased_input=False, position_buckets=8, share_att_key=True)
 special = dict(bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2, local_attention=4)

@@ -13,7 +13,8 @@ from fsd.losses import smoothed_ce
 from fsd.terms import Method
 from fsd.passes import forward
 from fsd.job import NonFinite
-from fsd.trainer import DistillationConfig, DistillationTrainer
+from fsd.given import DistillationConfig
+from fsd.trainer import DistillationTrainer
 
 def tiny(layers, kind=BertForSequenceClassification, seed=0, **kw):
     torch.manual_seed(seed)

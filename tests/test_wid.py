@@ -11,7 +11,8 @@ from fsd.kept import read_json
 from fsd.models import load_teacher, load_tokenizer
 from fsd.passes import forward
 from fsd.job import NonFinite, OneDevice
-from fsd.trainer import DistillationConfig, DistillationTrainer
+from fsd.given import DistillationConfig
+from fsd.trainer import DistillationTrainer
 from fsd.compress import Compression, Masking, read_corpus
 from fsd.settings import CompressionSettings
 from fsd.compactors import compact, merge, strategies, tied_sets
