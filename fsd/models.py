@@ -20,7 +20,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 from .glue import check_labels, hub_answers
-from .tasks import tasks
+from .tasks import find_task
 from .kept import sha256
 
 # %% ../nbs/04_models.ipynb #64de3565
@@ -120,7 +120,7 @@ def _seeded(seed:int):
 # %% ../nbs/04_models.ipynb #501ed6e0
 def _head(task:str)->dict:
     "Configuration of a classifier for `task`, in the words of `transformers`."
-    t = tasks[task]
+    t = find_task(task)
     if t.regression: return dict(num_labels=1, problem_type='regression')
     return dict(num_labels=t.num_labels, problem_type='single_label_classification',
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})
