@@ -275,7 +275,7 @@ def _split(rows, names, share, seed):
 # %% ../nbs/02_own.ipynb #44356d93
 def check_name(name:str):
     "A `ValueError` unless `name` can be that of a new task."
-    if name in tasks: raise ValueError(f"{name!r} is a task of GLUE; give your own another name")
+    if name in tasks: raise ValueError(f"{name!r} is a task of GLUE; give your own another name, such as 'mine'")
     if not re.fullmatch('[a-z][a-z0-9_]*', str(name)):
         raise ValueError(f"a task called {name!r}; give a name of small letters, digits and _")
 
