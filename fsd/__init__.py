@@ -22,6 +22,7 @@ _face = {name:module for module,names in {
     'wid': 'Inheritance compact merge',
     'squad': 'squad_scores',
     'reading': 'Reading',
+    'own': 'own_data',
     'experiment': 'Experiment distill',
 }.items() for name in names.split()}
 

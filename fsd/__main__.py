@@ -27,7 +27,7 @@ def options()->HfArgumentParser:
     "The parser of the command: an option for each setting, `None` where it is left out."
     parser = HfArgumentParser(Settings, prog='python -m fsd', allow_abbrev=False, formatter_class=_Once,
         usage='%(prog)s --task TASK --method METHOD [--SETTING VALUE ...]', epilog=f"Methods: {', '.join(methods)}.",
-        description='Distil a teacher on a GLUE task. What is left out, settings.ini says.')
+        description='Distil a teacher on a GLUE task, or on your own data. What is left out, settings.ini says.')
     parser.set_defaults(**dict.fromkeys(Settings.__dataclass_fields__))
     for kind in (int, float, string_to_bool): parser.register('type', kind, str)
     return parser
@@ -38,10 +38,10 @@ def experiment(
 )->Experiment:
     "The run that a command asks for, checked; a mistake ends the process with one line."
     parser,first = options(),ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ('--task','--method'): first.add_argument(name, nargs='?')
+    for name in ('--task','--method','--data'): first.add_argument(name, nargs='?')
     try:
         run,_ = first.parse_known_args(args)
-        if run.task and run.task not in task_names: raise unknown('task', run.task, task_names)
+        if run.task and run.task not in task_names and not run.data: raise unknown('task', run.task, task_names)
         if run.method: find_method(run.method)
         given,rest = parser.parse_known_args(args)
         if rest: raise unknown('parameter', rest[0].lstrip('-').partition('=')[0], Settings.__dataclass_fields__)

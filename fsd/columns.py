@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['text_columns', 'pair_columns', 'label_columns', 'empty', 'number', 'looks', 'guess_texts', 'guess_label',
-           'columns_of', 'rows_of', 'clean_labels', 'label_names_of', 'place_of', 'check_classes']
+           'columns_of', 'rows_of', 'clean_labels', 'word_of', 'label_names_of', 'place_of', 'check_classes']
 
 # %% ../nbs/02_columns.ipynb #c6a6a375
 import math, re
@@ -138,7 +138,9 @@ def clean_labels(rows:pd.DataFrame)->pd.DataFrame: # As from `rows_of`
     return rows.assign(label=pd.Series(labels, rows.index, dtype=object))
 
 # %% ../nbs/02_columns.ipynb #14c4f173
-def _word(label)->str: return label if isinstance(label, str) else str(int(label) if label.is_integer() else label)
+def word_of(label:str|float)->str:
+    "A label in words: 3.0 is `3`."
+    return label if isinstance(label, str) else str(int(label) if label.is_integer() else label)
 
 # %% ../nbs/02_columns.ipynb #95b86dfe
 def label_names_of(
@@ -156,7 +158,7 @@ def label_names_of(
         raise ValueError(f"labels are {len(found)} whole numbers from {found[0]:g} to {found[-1]:g}: "
                          "say kind='scores' or kind='classes'")
     if kind=='scores' or kind is None and not whole: return ()
-    return tuple(map(_word, found))
+    return tuple(map(word_of, found))
 
 # %% ../nbs/02_columns.ipynb #bc318144
 def place_of(rows, label): return rows['at'][rows['label']==label].iloc[0]
@@ -169,7 +171,7 @@ def check_classes(
     counts = rows['label'].value_counts()
     if len(counts)==1:
         raise ValueError(f"{rows['at'].iloc[0]}: this and the {len(rows)-1} other labelled rows "
-                         f"all have the label {_word(counts.index[0])!r}; there is nothing to learn")
+                         f"all have the label {word_of(counts.index[0])!r}; there is nothing to learn")
     if not names: return
     for word,twin in zip(names, [next(n for n in names if n.casefold()==w.casefold()) for w in names]):
         if word!=twin: raise ValueError(f"{place_of(rows, word)}: labels {word!r} and {twin!r} differ in capitals only")

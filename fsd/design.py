@@ -6,54 +6,95 @@
 __all__ = ['weights_of', 'Design', 'code_of']
 
 # %% ../nbs/15_design.ipynb #48c4ae4c
+import os
 from functools import cache, partial
+from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .clusters import check_budget
-from .glue import load
+from .glue import GlueData, load
 from .job import Job, once
 from .kept import fingerprint
-from .methods import Objective, check_shows, find_method, find_term, reads
+from .methods import Objective, check_shows, find_method, find_term, methods, reads
 from .models import (check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half,
                         model_fingerprint, model_name, positions, sketch)
+from .own import OwnData, check_name, own_data
 from .passes import random_features
-from .settings import (Settings, check_fit, of_both, of_inherited, of_memories, of_students, of_teachers, sections_of,
-                          shared_out, that_matter)
+from .settings import (Settings, check_fit, jobs, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
+                          sections_of, shared_out, that_matter)
+from .tasks import task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
 from .wid import Inheritance
 
 # %% ../nbs/15_design.ipynb #388fdbec
 class Design(Job):
-    "What an experiment is to do: settings, model, data and method, and the folder of its run."
+    """What an experiment is to do: settings, model, data and method, and the folder of its run.
+
+    A `ValueError` says what cannot be meant or does not fit; nothing is computed, and nothing written.
+    """
     asks = Settings
     alone = 'an experiment','start one per GPU for different seeds or tasks, or use DistillationTrainer'
 
     def __init__(self,
-        task:str='wnli',    # GLUE task
+        task:str='wnli',    # GLUE task, or a name for data of your own
         method:str='fsd',   # Distillation method
+        data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
         **params):          # Any other field of `Settings`
         self.method = find_method(method)
-        super().__init__(partial(sections_of, task, method), task=task, method=method, **params)
+        told = dict(task=task, method=method, data='memory' if _in_memory(data) else data)
+        super().__init__(partial(sections_of, task, method), **told, **params)
         s = self.settings
         self.student_source = find_model(s.student_model) if s.student_model else self.source
         self.config,self.student_config = load_config(self.source),load_config(self.student_source)
-        self.data = load(task, s.data, s.partial)
+        self.data = self.find_data(data)
         self.task = self.data.task
         self.learned,self.held = shared_out(s, len(self.data.splits['train']))
-        changed = self.overrides | ({'student_model':model_name(self.student_source)} if s.student_model else {})
-        self.overrides = {k:v for k,v in changed.items() if k in self.reads}
-        self.belongs(self.data, task=task, method=method, seed=s.seed)
+        self._name_folder()
 
-    @property
-    def reads(self)->set:
-        "Settings that make a difference: a run is named after those, changed by hand, and after no others."
-        return reads(self.method, self.settings)
+def _in_memory(data)->bool: return data is not None and not isinstance(data, (str,os.PathLike))
 
-    @property
-    def dev(self)->tuple:
-        "Splits that a model is evaluated on: the task's own, first, and what was held out."
-        return (*self.task.dev, *(['holdout'] if self.held else []))
+# %% ../nbs/15_design.ipynb #a4f4b405
+@patch
+def find_data(self:Design,
+    data, # As it was given
+)->GlueData:
+    "Rows of the task, GLUE's or one's own."
+    s = self.settings
+    if s.task in task_names:
+        if _in_memory(data) or Path(s.data).is_file(): check_name(s.task)
+        return load(s.task, s.data, s.partial)
+    if s.task in (*methods, *jobs): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
+                                                     "give your own another, such as 'mine'")
+    if isinstance(data, OwnData): return self._as_said(data)
+    return own_data(s.data if data is None else data, s.task, s.text, s.text_pair, s.label, metric=s.metric)
+
+@patch
+def _as_said(self:Design, data:OwnData)->OwnData:
+    "`data`, if nothing else was said about it than is."
+    s,name = self.settings,data.task.name
+    if name!=s.task: raise ValueError(f"task={s.task!r}, but the data are those of {name!r}; own_data takes a name")
+    for k in of_own:
+        if (v := getattr(s, k)) is not None: raise ValueError(f"{k}={v!r}: the data were read already; tell own_data")
+    return data
+
+# %% ../nbs/15_design.ipynb #cbd06ce7
+@patch(as_prop=True)
+def reads(self:Design)->set:
+    "Settings that make a difference: a run is named after those, changed by hand, and after no others."
+    return reads(self.method, self.settings)
+
+@patch
+def _name_folder(self:Design):
+    s = self.settings
+    changed = self.overrides | ({'student_model':model_name(self.student_source)} if s.student_model else {})
+    self.overrides = {k:v for k,v in changed.items() if k in self.reads}
+    self.belongs(self.data, task=s.task, method=s.method, seed=s.seed)
+
+@patch(as_prop=True)
+def dev(self:Design)->tuple:
+    "Splits that a model is evaluated on: the task's own, first, and what was held out."
+    return (*self.task.dev, *(['holdout'] if self.held else []))
 
 # %% ../nbs/15_design.ipynb #e6e36021
 @patch(as_prop=True)
@@ -65,6 +106,7 @@ def student_depth(self:Design)->int:
     if self.inherits: return self.config.num_hidden_layers
     return self.settings.student_layers or self.student_config.num_hidden_layers//2
 
+# %% ../nbs/15_design.ipynb #58acb860
 @patch(as_prop=True)
 def weights(self:Design)->dict:
     "Terms that take part, and what they weigh."
@@ -107,6 +149,7 @@ def _check_reader(self:Design, name:str, model):
     if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds<2:
         raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
 
+# %% ../nbs/15_design.ipynb #ebfc3490
 @patch
 def _check_text(self:Design, *models):
     "The tokenizer and `max_length` against the models and the task."
@@ -127,6 +170,16 @@ def pair(self:Design, memory:torch.Tensor)->Pair:
     return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
                 self.task.regression, memory, self.settings.seed, self.config.hidden_size)
 
+# %% ../nbs/15_design.ipynb #6738afee
+def _tried(name:str, term, *batch):
+    "A `ValueError` unless the term `name` gives a number for a batch."
+    try: value = term(*batch)
+    except Exception as e:
+        why = e if isinstance(e, ValueError) else repr(e)
+        raise ValueError(f'{name!r} cannot compare this student with its teacher: {why}') from e
+    found = getattr(value, 'shape', value)
+    if found!=(): raise ValueError(f'{name!r} gives {found!r} for a batch, where a loss is one number')
+
 @patch
 def _rehearse(self:Design, teacher, student)->Objective:
     "The objective, after each of its terms has given a number for a batch of random features."
@@ -140,13 +193,7 @@ def _rehearse(self:Design, teacher, student)->Objective:
     f_t = random_features(teacher, objective.needs_t, rows, length, seed=1) if objective.uses_teacher else None
     labels = torch.arange(rows)%max(2, self.task.num_labels)
     if self.task.regression: labels = labels.float()
-    for name,term in objective.terms.items():
-        try: value = term(f_s, f_t, labels)
-        except Exception as e:
-            why = e if isinstance(e, ValueError) else repr(e)
-            raise ValueError(f'{name!r} cannot compare this student with its teacher: {why}') from e
-        found = getattr(value, 'shape', value)
-        if found!=(): raise ValueError(f'{name!r} gives {found!r} for a batch, where a loss is one number')
+    for name,term in objective.terms.items(): _tried(name, term, f_s, f_t, labels)
     return objective
 
 # %% ../nbs/15_design.ipynb #7490161a
@@ -159,28 +206,30 @@ def cut(self:Design, whole)->torch.nn.Module|Inheritance:
                            ramp=s.wid_ramp, fade=s.wid_fade, lr_scale=s.wid_lr_scale)
     return whole if layers==depth(whole) else lower_half(whole, layers, s.seed)
 
+# %% ../nbs/15_design.ipynb #4322357f
+@patch
+def _check_memory(self:Design):
+    s = self.settings
+    try: check_budget(self.learned, s.max_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
+    except ValueError as e: raise ValueError(f'memory_budget={s.memory_budget} MB: {e}') from None
+
 @patch
 def check(self:Design)->Objective:
     "Raise a `ValueError` for whatever would end the run after its teacher was trained, hours later."
     s = self.settings
     self._check_choices()
-    teacher = sketch(self.config, s.task)
-    whole = sketch(self.student_config, s.task) if s.student_model else teacher
+    teacher = sketch(self.config, self.task)
+    whole = sketch(self.student_config, self.task) if s.student_model else teacher
     check_fit(s, positions(teacher), depth(whole), depth(teacher), self.learned, self.needs_memory)
     self._check_text(*dict.fromkeys((teacher, whole)))
-    if self.needs_memory and s.memory_procedure=='kmeans':
-        try: check_budget(self.learned, s.max_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
-        except ValueError as e: raise ValueError(f'memory_budget={s.memory_budget} MB: {e}') from None
+    if self.needs_memory and s.memory_procedure=='kmeans': self._check_memory()
     with torch.device('meta'): student = self.cut(whole)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         objective = self._rehearse(teacher, student.model if self.inherits else student)
-    if s.student_model: load_teacher(self.student_source, s.task) # is it whole?
+    if s.student_model: load_teacher(self.student_source, self.task) # is it whole?
     return objective
 
 # %% ../nbs/15_design.ipynb #6b2a52af
-_marks = {'demo':' **Demonstration on made-up sentences: no result.**', 'trials':' **Cut short: no result.**'}
-_paddings = {'paper':'{} positions, padding takes part in structures', 'masked':'padding is left out of structures'}
-
 @patch
 def _student_in_words(self:Design)->tuple[str,str]: # And its pace
     s = self.settings
@@ -191,12 +240,17 @@ def _student_in_words(self:Design)->tuple[str,str]: # And its pace
     shape = f'{width} of {self.config.hidden_size} wide at the end ({s.wid_strategy})'
     return f'all blocks of {self.name} ({s.student_init}), {shape}', f'{s.lr/s.wid_lr_scale:g}, compactors at {s.lr:g},'
 
+# %% ../nbs/15_design.ipynb #f432ebe6
+_marks = {'demo':' **Demonstration on made-up sentences: no result.**', 'trials':' **Cut short: no result.**'}
+_paddings = {'paper':'{} positions, padding takes part in structures', 'masked':'padding is left out of structures'}
+
 @patch
 def summary(self:Design)->dict:
     "What this run uses, in words."
     s,(student,pace) = self.settings,self._student_in_words()
     def weigh(w): return 'a schedule' if callable(w) else f'{w:g}'
     return {'task':f"{s.task}{_marks.get(self.kind, '')}", 'data':self.data.where,
+            **({'read as':self.data.read} if self.data.source=='own' else {}),
             'method':f"{s.method}: {self.method.says} ({self.method.paper})",
             'loss':' + '.join(f'{weigh(w)} {n}' for n,w in self.weights.items()),
             'model':self.source.words, 'student':student, 'padding':_paddings[s.padding].format(s.max_length),
@@ -219,6 +273,7 @@ def _about_teachers(self:Design)->dict:
     return dict(task=s.task, data=self.data.fingerprint, model=weights_of(self.source), **self._about_rows(),
                 **{k:getattr(s,k) for k in [*of_both, *of_teachers]})
 
+# %% ../nbs/15_design.ipynb #b700e4e8
 @patch(as_prop=True)
 def layer(self:Design)->int:
     "The teacher's block that structures compare, and whose features are the memory."
@@ -238,6 +293,7 @@ def code_of(f)->str:
     def parts(c): return [c.co_code.hex(), c.co_names, c.co_varnames, *map(constant, c.co_consts)]
     return fingerprint(code=parts(f.__code__)) if hasattr(f, '__code__') else repr(f)
 
+# %% ../nbs/15_design.ipynb #81e2b19d
 @patch
 def _own_terms(self:Design)->dict:
     "Code of the terms that do not come with `fsd`; nothing where all do."

@@ -35,10 +35,11 @@ class Experiment(Design):
     whatever would end the run after its teacher was trained.
     """
     def __init__(self,
-        task:str='wnli',    # GLUE task
+        task:str='wnli',    # GLUE task, or a name for data of your own
         method:str='fsd',   # Distillation method
+        data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
         **params):          # Any other field of `Settings`
-        super().__init__(task, method, **params)
+        super().__init__(task, method, data, **params)
         self.needs_t = self.check().needs_t # of the teacher, besides logits
 
 # %% ../nbs/15_experiment.ipynb #ae750adc
@@ -75,8 +76,20 @@ def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, ca
     if isinstance(model, Inheritance): model,groups,callbacks = model.model,model.parameter_groups,[*callbacks, model]
     return DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer, groups,
         callbacks=[*callbacks], eval_dataset={k:self.rows[k] for k in self.dev},
-        compute_metrics=lambda p: scores(self.task.name, p.predictions, p.label_ids))
+        compute_metrics=lambda p: scores(self.task, p.predictions, p.label_ids))
 
+# %% ../nbs/15_experiment.ipynb #aa0621ba
+@patch
+def _epochs(self:Experiment, log:list)->list[dict]:
+    "Dev scores after each epoch, from the trainer's log."
+    by_epoch = {}
+    for l in log:
+        for split in self.dev:
+            found = {m:l[f'eval_{split}_{m}'] for m in self.task.metrics if f'eval_{split}_{m}' in l}
+            if found: by_epoch.setdefault(l['epoch'], {})[split] = found
+    return [dict(epoch=e, scores=v) for e,v in by_epoch.items()]
+
+# %% ../nbs/15_experiment.ipynb #a277842c
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, **taught):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
@@ -89,22 +102,13 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     log = trainer.state.log_history
     write_json(folder/'training.json', told | dict(probe=[l for l in log if 'probe' in l], epochs=self._epochs(log)))
 
-@patch
-def _epochs(self:Experiment, log:list)->list[dict]:
-    "Dev scores after each epoch, from the trainer's log."
-    by_epoch = {}
-    for l in log:
-        for split in self.dev:
-            found = {m:l[f'eval_{split}_{m}'] for m in self.task.metrics if f'eval_{split}_{m}' in l}
-            if found: by_epoch.setdefault(l['epoch'], {})[split] = found
-    return [dict(epoch=e, scores=v) for e,v in by_epoch.items()]
-
 # %% ../nbs/15_experiment.ipynb #30c2ab1e
 @patch(as_prop=True)
 def runs_live(self:Experiment)->bool:
     "Whether the teacher runs in every step of the student's training: as asked, or as attention is too large to keep."
     return self.settings.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in self.needs_t)
 
+# %% ../nbs/15_experiment.ipynb #16470ddd
 @patch
 def _check_space(self:Experiment):
     "An `OSError` if the disk cannot hold the features that a teacher will leave when it is trained."
@@ -124,7 +128,7 @@ def teacher_folder(self:Experiment)->Path:
     s = self.settings
     def build(folder):
         self._check_space()
-        fresh = load_teacher(self.source, s.task, s.teacher_seed)
+        fresh = load_teacher(self.source, self.task, s.teacher_seed)
         self._train(folder, 'teachers', fresh, 'nods', s.teacher_epochs, s.teacher_lr, s.teacher_seed)
     return self.keep('teachers', build)
 
@@ -132,7 +136,7 @@ def teacher_folder(self:Experiment)->Path:
 @once
 def teacher(self:Experiment):
     "The fine-tuned teacher, in eval mode."
-    return load_teacher(self.teacher_folder, self.task.name).to(self.device)
+    return load_teacher(self.teacher_folder, self.task).to(self.device)
 
 # %% ../nbs/15_experiment.ipynb #fd95089e
 @patch
@@ -144,6 +148,7 @@ def evaluate(self:Experiment, model)->dict:
             yield {k:v.to(self.device) for k,v in batch.items()}
     return {split:compare.collect(model, batches(split)) for split in self.dev}
 
+# %% ../nbs/15_experiment.ipynb #a48c26b5
 _evaluated = {} # the last teacher that this process looked at, and what came of it
 
 @patch(as_prop=True)
@@ -160,16 +165,18 @@ def on_teacher(self:Experiment)->dict:
 @patch
 def scores(self:Experiment, collected:dict)->dict:
     "`{split: {metric: value}}` of what `evaluate` gives."
-    return {split:scores(self.task.name, c.logits, c.labels) for split,c in collected.items()}
+    return {split:scores(self.task, c.logits, c.labels) for split,c in collected.items()}
 
+# %% ../nbs/15_experiment.ipynb #562d6778
 @patch
 def majority(self:Experiment)->dict:
     "Dev scores of always saying the most frequent training label, or the mean of a regression."
     labels = np.array(self.rows['train']['labels'])
     guess = labels.mean() if self.task.regression else np.eye(self.task.num_labels)[np.bincount(labels).argmax()]
-    def of(rows): return scores(self.task.name, np.tile(guess, (len(rows),1)), np.array(rows['labels']))
+    def of(rows): return scores(self.task, np.tile(guess, (len(rows),1)), np.array(rows['labels']))
     return {split:of(self.rows[split]) for split in self.dev}
 
+# %% ../nbs/15_experiment.ipynb #a2e4e08d
 @patch
 def teacher_scores(self:Experiment)->pd.DataFrame:
     "The teacher's dev scores beside the majority's, in percent; of a finished run, from its record."
@@ -187,6 +194,7 @@ def kept_features(self:Experiment, needs:frozenset)->KeptTeacher:
     return keep_features(self.teacher, self.rows['train'], needs, self.outputs/'features',
                          pad_token_id=self.tokenizer.pad_token_id, **how)
 
+# %% ../nbs/15_experiment.ipynb #f4d9bc84
 @patch(as_prop=True)
 @once
 def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
@@ -211,6 +219,7 @@ def _cluster(self:Experiment, folder:Path):
     np.save(folder/'centroids.npy', found.centroids.numpy())
     write_json(folder/'clusters.json', dict(inertia=found.inertia, counts=found.counts.tolist()))
 
+# %% ../nbs/15_experiment.ipynb #166e3d02
 @patch(as_prop=True)
 @once
 def memory(self:Experiment)->torch.Tensor|None:
@@ -233,8 +242,10 @@ def prepare(self:Experiment):
 def new_student(self:Experiment)->torch.nn.Module|Inheritance:
     "The student before it has learned anything: cut from the pre-trained model, or from the fine-tuned teacher."
     s = self.settings
-    return self.cut(self.teacher if s.student_init=='teacher' else load_teacher(self.student_source, s.task, s.seed))
+    if s.student_init=='teacher': return self.cut(self.teacher)
+    return self.cut(load_teacher(self.student_source, self.task, s.seed))
 
+# %% ../nbs/15_experiment.ipynb #b5b26e6c
 @patch(as_prop=True)
 @once
 def student_folder(self:Experiment)->Path:
@@ -249,7 +260,7 @@ def student_folder(self:Experiment)->Path:
 @once
 def student(self:Experiment):
     "The distilled student, in eval mode."
-    return load_teacher(self.student_folder, self.task.name).to(self.device)
+    return load_teacher(self.student_folder, self.task).to(self.device)
 
 # %% ../nbs/15_experiment.ipynb #7a2983ee
 @patch
@@ -265,6 +276,7 @@ def _maps(self:Experiment, split:str, t, s)->tuple[dict,dict]:
         pixels |= {f"{k}_{split}" if own else f"{k}_{padding}_{split}":m.astype('float32') for k,m in maps.items()}
     return found,pixels
 
+# %% ../nbs/15_experiment.ipynb #e635a70f
 @patch
 def analyse(self:Experiment,
     t:dict, # The teacher's, from `evaluate`
@@ -295,6 +307,7 @@ def _used(self:Experiment)->dict:
         data=data | dict(rows={k:len(v) for k,v in self.rows.items()}),
         model=model | dict(student=model_name(self.student_source)))
 
+# %% ../nbs/15_experiment.ipynb #0beada91
 @patch
 def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
     "What `run.json` holds."
@@ -308,6 +321,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
         probe=training.get('probe', []),
         history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
 
+# %% ../nbs/15_experiment.ipynb #c28b346a
 @patch
 def recorded(self:Experiment)->runs.Run:
     "Distil, evaluate, and write the record."
@@ -321,9 +335,13 @@ def recorded(self:Experiment)->runs.Run:
 
 # %% ../nbs/15_experiment.ipynb #c474f44f
 def distill(
-    task:str='wnli',    # GLUE task
+    task:str='wnli',    # GLUE task, or a name for data of your own
     method:str='fsd',   # Distillation method
+    data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
     **params,           # Any other field of `fsd.settings.Settings`
 )->runs.Run:
-    "Distil a teacher on a GLUE task, as `distill.ipynb` does, and return the finished run."
-    return Experiment(task, method, **params).run()
+    """Distil a teacher on a task of GLUE or on data of your own, as `distill.ipynb` does, and return the finished run.
+
+    `distill('mine', 'fsd', 'reviews.csv')` reads a file; a `DataFrame`, a `Dataset` or a dict of splits will do as well.
+    """
+    return Experiment(task, method, data, **params).run()

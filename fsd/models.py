@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.utils import logging
 from .blocks import blocks, check_length, depth, layer_index, lower_half, plain, positions, seeded # the next chapters take them from here
 from .glue import check_labels, hub_answers
-from .tasks import tasks
+from .tasks import find_task
 from .kept import sha256
 
 # %% ../nbs/04_models.ipynb #64de3565
@@ -132,7 +132,7 @@ def quiet():
 # %% ../nbs/04_models.ipynb #501ed6e0
 def _head(task:str)->dict:
     "Configuration of a classifier for `task`, in the words of `transformers`."
-    t = tasks[task]
+    t = find_task(task)
     if t.regression: return dict(num_labels=1, problem_type='regression')
     return dict(num_labels=t.num_labels, problem_type='single_label_classification',
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})

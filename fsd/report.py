@@ -80,7 +80,7 @@ def outdated(
     run:Run,
 )->dict[str,tuple]: # Setting to (then, now); empty for a run that would be the same today
     "Where `settings.ini` now says something else for this run than it was made with, of what its method reads."
-    s,now = run.record['settings'],resolve(run.task, run.method, run.model)
+    s,now = run.record['settings'],resolve(run.task, run.method, run.model, data=run.source)
     usual = asdict(now)
     read = _reads(run.method, now) or set(usual)-beside-{'task','method'}
     looked = read-{*run.record['overrides'], 'padding', 'precision'} # these two are what a reproduction is chosen by
@@ -217,11 +217,25 @@ def siblings(
     others = (o for o in runs.find(kind=run.kind) if o.method!=run.method and same(o)==same(run) and usual(o))
     return {o.method:o for o in others if not outdated(o)} | {run.method:run}
 
+# %% ../nbs/17_report.ipynb #9b3087d8
+def _by_itself(run:Run, scores:dict, found:dict)->pd.DataFrame:
+    "Scores by method, after those of the majority, and how often each method says what the teacher says, in percent."
+    rows = pd.DataFrame({'majority':by_metric(run.record['scores']['majority'])} | scores).T
+    kept = {m:o.record['analysis']['restoration'] for m,o in found.items()}
+    agreed = {m:next(iter(r.values()))['agreement'] for m,r in kept.items() if r}
+    return (100*rows.assign(**{'agreement with teacher':pd.Series(agreed)} if agreed else {})).round(2)
+
 # %% ../nbs/17_report.ipynb #f7a7bb2d
 def beside_siblings(
     run:Run,
 )->pd.DataFrame: # Rows methods, columns (metric, 'ours'|'paper'); 'ours' says so where it is no result
-    "Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number."
-    ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in siblings(run).items()}
+    """Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number.
+
+    Of data of one's own there is no paper: columns are the metrics and agreement with the teacher, and the first row
+    is the majority's.
+    """
+    found = siblings(run)
+    ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in found.items()}
+    if run.task not in task_order: return _by_itself(run, ours, found)
     kind = {'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')
     return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1)

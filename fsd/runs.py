@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from .kept import Damaged, atomic, fingerprint, outputs, plain, read_json, sha256, write_json
 
 # %% ../nbs/12_runs.ipynb #9c4a98d5
-kinds = ('runs', 'demo', 'trials')
+kinds = ('runs', 'own', 'demo', 'trials')
 
 def _dict(settings)->dict: return asdict(settings) if is_dataclass(settings) else dict(settings)
 
@@ -22,10 +22,10 @@ def kind_of(
     settings, # A dataclass or mapping with `max_steps` and `train_examples`
     data:dict, # With `source` and `partial`, as in the record
 )->str: # One of `kinds`
-    "Whether a run is a result, a demonstration or a trial."
+    "Whether a run is a result of GLUE's or your own data, a demonstration or a trial."
     s = _dict(settings)
     if s.get('max_steps') or s.get('train_examples') or s.get('holdout') or data['partial']: return 'trials'
-    return 'demo' if data['source']=='demo' else 'runs'
+    return data['source'] if data['source'] in ('own','demo') else 'runs'
 
 # %% ../nbs/12_runs.ipynb #0892b781
 def folder_of(
@@ -140,7 +140,7 @@ def arrays(
     with np.load(path, allow_pickle=False) as z: return dict(z)
 
 # %% ../nbs/12_runs.ipynb #e45cd844
-_warning = dict(runs='', demo=' (demonstration on made-up sentences, no result)',
+_warning = dict(runs='', own='', demo=' (demonstration on made-up sentences, no result)',
                 trials=' (trial, cut short, no result)')
 
 def _percent(v:float|None)->str: return '–' if v is None else f'{100*v:.1f}'

@@ -1,15 +1,20 @@
 """Data of one's own as they are met in practice: every form they come in, every way a file can be broken."""
-import codecs, gzip, json, random, warnings
+import codecs, gzip, json, random, re, subprocess, sys, warnings
 from pathlib import Path
 import datasets as hfd
 import numpy as np, pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
-import pytest
+import nbformat, papermill, pytest
 import torch
-from fsd import own
+from conftest import root
+from papermill.parameterize import parameterize_notebook
+import fsd
+from fsd import own, runs
+from fsd.experiment import Experiment
 from fsd.files import read_table
 from fsd.glue import scores
 from fsd.own import example, made_up_reviews, own_data
+from fsd.report import beside_siblings, outdated, results
 from fsd.rows import collate, tokenise
 from fsd.tasks import tasks
 
@@ -337,3 +342,107 @@ def test_rows_are_tokenised_and_batched_like_glues(tiny_bert):
         rows = tokenise(data, tokenizer, 16)
         batch = collate(tokenizer.pad_token_id, 16)([rows['train'][i] for i in range(4)])
         assert batch['labels'].dtype==kind and batch['input_ids'].shape==(4,16) and batch['idx'].tolist()==[0,1,2,3]
+
+# ---------------------------------------------------------------- runs
+
+@pytest.fixture
+def tiny_own(tiny): return {k:v for k,v in tiny.items() if k not in ('data','train_examples')} | dict(batch_size=64, epochs=1)
+
+def test_a_file_is_distilled_and_the_same_rows_in_memory_find_the_run(tiny_own, outputs, capsys):
+    run = fsd.distill('mine', 'fsd', data=example, **tiny_own)
+    assert run.folder.parent==outputs/'own'/'mine'/'fsd' and (run.kind, run.source)==('own','own')
+    for scores in (run.scores, run.teacher, run.best, run.record['scores']['majority']):
+        assert {split:tuple(o) for split,o in scores.items()}==dict(validation=('accuracy','f1'))
+    assert not {'runs','demo','trials'} & {p.name for p in outputs.iterdir()}
+    student, = (outputs/'students').glob('mine-*/')
+    assert json.loads((student/'config.json').read_text())['id2label']=={'0':'negative','1':'positive'}
+    assert str(example.parent) not in (run.folder/'run.json').read_text(), 'where the file lies is nobody\'s business'
+    df = pd.read_csv(example, keep_default_na=False)
+    capsys.readouterr()
+    for same in (df, df.rename(columns=dict(review='text', sentiment='label')), hfd.Dataset.from_pandas(df), own_data(example), str(example)):
+        assert fsd.distill('mine', 'fsd', same, **tiny_own).record==run.record
+    assert 'making' not in capsys.readouterr().out
+    assert Experiment('mine', 'fsd', df.assign(sentiment=df['sentiment'].replace('positive', 'good')), **tiny_own).done() is None
+    with pytest.raises(ValueError, match='no result, so not for a table'): results([run])
+
+def test_beside_a_run_of_own_data_stand_majority_and_agreement_and_no_paper(tiny_own, outputs):
+    run,_ = (fsd.distill('mine', m, data=example, **tiny_own) for m in ('vkd','nods'))
+    table = beside_siblings(run)
+    assert list(table.index)==['majority','teacher','nods','vkd'] and list(table.columns)==['accuracy','f1','agreement with teacher']
+    assert table.loc['vkd','accuracy']==round(100*run.scores['validation']['accuracy'], 2)
+    assert table.loc['vkd','agreement with teacher']==round(100*run.record['analysis']['restoration']['validation']['agreement'], 2)
+    assert outdated(run)=={}
+    old = runs.Run(run.folder, run.record | dict(settings=run.record['settings'] | dict(warmup=.5)))
+    assert outdated(old)=={'warmup':(.5, 0.)}
+
+def test_scores_of_two_texts_are_distilled(tiny_own, outputs):
+    rows = pd.DataFrame(dict(one=[f'a {i}' for i in range(60)], two=[f'the {i*7%60}' for i in range(60)], score=[i*7%60/10+.05 for i in range(60)]))
+    how = dict(text='one', text_pair='two', label='score', metric='spearman')
+    run = fsd.distill('likeness', 'fsd', rows, **tiny_own, **how)
+    assert run.scores.keys()=={'validation'} and tuple(run.scores['validation'])==('spearman',) and run.record['analysis']['restoration']=={}
+    assert run.record['overrides'].items()>=how.items(), 'what was said names the folder'
+    assert list(beside_siblings(run).columns)==['spearman']
+
+def test_another_metric_is_another_run(tiny_own, outputs):
+    both = [Experiment('mine', 'vkd', example, **tiny_own, metric=m) for m in (None,'macro_f1')]
+    assert len({e.folder for e in both})==len({e.place('students') for e in both})==2
+
+def test_a_trial_of_own_data_is_a_trial(tiny_own, outputs):
+    assert Experiment('mine', 'vkd', example, **tiny_own, max_steps=2).kind=='trials'
+    assert Experiment('mine', 'vkd', example, **tiny_own, holdout=.2).dev==('validation','holdout')
+
+WRONG = {
+    "unknown task 'ssst2'; did you mean 'sst2'?":dict(task='ssst2'),
+    "; for data of your own give data= as well":dict(task='mine'),
+    "give data= as well":dict(task='mine', data='demo'),
+    "unknown column label= 'sentimnt'; did you mean 'sentiment'":dict(task='mine', data=str(example), label='sentimnt'),
+    "unknown metric 'acuracy'; did you mean 'accuracy'?":dict(task='mine', data=str(example), metric='acuracy'),
+    "x.csv is not there":dict(task='mine', data='x.csv'),
+    "'rte' is a task of GLUE; give your own another name":dict(task='rte', data=str(example)),
+    "task='fsd' is a name in settings.ini that is no task's":dict(task='fsd', data=str(example)),
+    "task='squad' is a name in settings.ini that is no task's":dict(task='squad', data=str(example)),
+    "a task called '../x'":dict(task='../x', data=str(example)),
+    "text='sentence' is for data of your own, and rte is a task of GLUE":dict(task='rte', data='demo', text='sentence')}
+
+@pytest.mark.parametrize('message', WRONG)
+def test_what_cannot_be_meant_ends_before_anything_is_computed(message, tiny_own, outputs):
+    with pytest.raises((ValueError,FileNotFoundError)) as e: Experiment(method='fsd', **tiny_own | WRONG[message])
+    assert message in str(e.value) and not outputs.exists()
+
+@pytest.mark.parametrize('given, message', [(dict(task='wnli'), "'wnli' is a task of GLUE"), (dict(task='yours'), "task='yours', but the data are those of 'mine'"),
+    (dict(task='mine', label='stars'), "label='stars': the data were read already")])
+def test_what_was_read_already_is_taken_as_it_is(given, message, tiny_own, outputs):
+    with pytest.raises(ValueError, match=re.escape(message)): Experiment(method='vkd', data=reference(), **tiny_own, **given)
+
+def test_what_is_no_data_is_refused(tiny_own, outputs):
+    with pytest.raises(ValueError, match='data is a list; data are a file'): fsd.distill('mine', 'vkd', [1,2], **tiny_own)
+    with pytest.raises(ValueError, match='nothing is called train'): fsd.distill('mine', 'vkd', dict(dev=frame()), **tiny_own)
+
+def test_distill_as_a_command_on_own_data(tiny_own, outputs, tmp_path):
+    params = tiny_own | dict(task='mine', method='fsd', data=example)
+    for name in ('distill','teacher'):
+        given = {k:v for k,v in params.items() if k in papermill.inspect_notebook(str(root/'nbs'/f'{name}.ipynb'))}
+        done = subprocess.run([sys.executable, '-m', 'papermill', root/'nbs'/f'{name}.ipynb', tmp_path/f'{name}.ipynb', *(str(a) for k,v in given.items() for a in ('-p', k, v))], capture_output=True, text=True)
+        assert done.returncode==0, done.stderr
+    outs = [o for c in nbformat.read(tmp_path/'distill.ipynb', 4).cells if c.cell_type=='code' for o in c.outputs]
+    shown = [o.data for o in outs if 'data' in o]
+    assert sum('image/png' in d for d in shown)>=3, 'losses, restoration and CKA'
+    text = ' '.join(d.get('text/markdown', '')+d.get('text/html', '') for d in shown)
+    assert "text: 'review'; label: 'sentiment', negative or positive" in text and 'agreement with teacher' in text
+    assert 'no result' not in text and 'paper</th>' not in text
+    assert len(list((outputs/'own').rglob('run.json')))==1
+
+def test_a_small_dev_set_has_no_maps_and_the_page_says_so(tiny_own, outputs, tmp_path):
+    pd.concat([frame(text=[f'{t} {i}' for t in TEXTS]) for i in range(4)]).to_csv(tmp_path/'few.csv', index=False)
+    given = tiny_own | dict(task='few', method='vkd', data=str(tmp_path/'few.csv'))
+    nb,names = parameterize_notebook(papermill.iorw.load_notebook_node(str(root/'nbs'/'distill.ipynb')), given),{}
+    for c in nb.cells:
+        if c.cell_type=='code': exec(''.join(l for l in c.source.splitlines(True) if not l.startswith('%')), names)
+    assert names['cka'] is None and names['run'].kind=='own' and len(names['exp'].rows['validation'])==8
+
+def test_a_command_takes_own_data(tiny_own, outputs, capsys):
+    from fsd.__main__ import experiment
+    exp = experiment(['--task','mine','--method','vkd','--data',str(example), *(str(a) for k,v in tiny_own.items() for a in (f'--{k}', v))])
+    assert (exp.kind, exp.task.labels)==('own', ('negative','positive'))
+    with pytest.raises(SystemExit): experiment(['--task','mine','--method','vkd'])
+    assert "unknown task 'mine'" in capsys.readouterr().err

@@ -171,7 +171,7 @@ print(fsd.__version__)
 def test_the_wheel_works_outside_the_checkout(copy, tmp_path):
     wheel = build_wheel(copy, tmp_path)
     names = zipfile.ZipFile(wheel).namelist()
-    assert {'fsd/settings.ini', 'fsd/paper_tables.json', 'fsd/experiment.py'} <= set(names)
+    assert {'fsd/settings.ini', 'fsd/paper_tables.json', 'fsd/data/reviews.csv', 'fsd/experiment.py'} <= set(names)
     assert {n.split('/')[0] for n in names}=={'fsd', f'fsd-{fsd.__version__}.dist-info'}
     venv.create(tmp_path/'venv', with_pip=False, symlinks=os.name!='nt')
     python = next(p for p in (tmp_path/'venv/bin/python', tmp_path/'venv/Scripts/python.exe') if p.exists())

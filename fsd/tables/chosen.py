@@ -22,7 +22,7 @@ from ..settings import resolve
 def _whole(run:Run)->bool:
     "Whether nothing of the training was cut short, but that a part of the training set was held out."
     cut = run.record['data']['partial'], run.record['settings']['max_steps'], run.record['settings']['train_examples']
-    return run.source!='demo' and 'holdout' in run.scores and not any(cut)
+    return run.source not in ('own','demo') and 'holdout' in run.scores and not any(cut)
 
 def trials(
     model:str='all-minilm-l6-v2', # Short name of the encoder
