@@ -17,7 +17,6 @@ from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, Trainer, TrainingArguments
-from transformers.trainer_utils import rotate_checkpoints
 from .settings import Knobs, Settings, that_matter
 from .values import allowed
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
@@ -27,7 +26,7 @@ from .passes import forward
 from .features import KeptTeacher, LiveTeacher
 from .methods import Objective, find_method, find_term
 from .terms import Method, Pair, schedule_knobs
-from .job import LogBeforeSave, NonFinite, OneDevice
+from .job import LogBeforeSave, NonFinite, OneDevice, save_sealed
 from .pairs import check_labels, check_pair, label_kind
 
 # %% ../nbs/10_trainer.ipynb #5d1c7a40
@@ -376,21 +375,10 @@ def _finish_checkpoint(self:DistillationTrainer, folder:Path):
     seal(folder, step=self.state.global_step, origin=self._origin)
 
 # %% ../nbs/10_trainer.ipynb #deb04bb8
-@contextmanager
-def _all_kept(args):
-    "Without a limit to the number of checkpoints."
-    limit,args.save_total_limit = args.save_total_limit,None
-    try: yield
-    finally: args.save_total_limit = limit
-
 @patch
 def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and what the objective learns, sealed before an older one goes."
-    with _all_kept(self.args): super(DistillationTrainer, self)._save_checkpoint(model, trial)
-    if not self.args.should_save: return
-    run = Path(self._get_output_dir(trial))
-    self._finish_checkpoint(run/f'checkpoint-{self.state.global_step}')
-    rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+    save_sealed(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), trial)
 
 # %% ../nbs/10_trainer.ipynb #02dabd20
 @contextmanager
