@@ -201,6 +201,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fsd.compare': { 'fsd.compare.Collected': ('compare.html#collected', 'fsd/compare.py'),
                              'fsd.compare.Collected.preds': ('compare.html#collected.preds', 'fsd/compare.py'),
                              'fsd.compare._batches': ('compare.html#_batches', 'fsd/compare.py'),
+                             'fsd.compare._euclid': ('compare.html#_euclid', 'fsd/compare.py'),
                              'fsd.compare._join': ('compare.html#_join', 'fsd/compare.py'),
                              'fsd.compare._relations': ('compare.html#_relations', 'fsd/compare.py'),
                              'fsd.compare._taken': ('compare.html#_taken', 'fsd/compare.py'),
