@@ -8,7 +8,6 @@ __all__ = ['Clusters', 'check_budget', 'kmeans', 'assign', 'released_memory']
 # %% ../nbs/07_clusters.ipynb #f32afdb3
 import math, warnings
 from dataclasses import dataclass, field
-from itertools import chain
 from numbers import Integral
 
 import numpy as np, torch
@@ -41,6 +40,7 @@ def _shape(x):
     if 'complex' in str(getattr(x, 'dtype', '')): raise TypeError(f"features must hold real numbers, not {x.dtype}")
     return tuple(shape)
 
+# %% ../nbs/07_clusters.ipynb #e2ab3a74
 def _tensor(rows):
     "`rows` of an array or tensor as a tensor that shares their memory."
     if isinstance(rows, Tensor): return rows.detach()
@@ -48,14 +48,35 @@ def _tensor(rows):
         warnings.simplefilter('ignore') # a file mapped read-only: we only read
         return torch.from_numpy(np.asarray(rows))
 
+# %% ../nbs/07_clusters.ipynb #85e12d78
 def _check_squares(block, n, first):
     "A `ValueError` unless the squares of `block` can be summed, `n` times over, and told from 0."
     size = torch.linalg.vector_norm(block, dim=1)
-    if not (4*n*n*size.square()).isfinite().all() or size.numel() and size.max()<1e-15 and block.any():
-        raise ValueError(f"features of rows {first} to {first+len(block)-1} are not finite, or too far from 1 for float32 to hold their squares")
+    fits = (4*n*n*size.square()).isfinite().all()
+    vanishes = size.numel() and size.max()<1e-15 and block.any()
+    if fits and not vanishes: return
+    raise ValueError(f"features of rows {first} to {first+len(block)-1} are not finite, "
+                     "or too far from 1 for float32 to hold their squares")
+
+# %% ../nbs/07_clusters.ipynb #133643b8
+def _rows(x, budget, fixed=0, most=512):
+    "How many rows of `x`, at most `most`, fit into `budget` bytes beside `fixed`, as they come and in float32."
+    row = 8*x.shape[1]
+    if budget>=fixed+row: return min(most, int((budget-fixed) // row))
+    raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
+
+# %% ../nbs/07_clusters.ipynb #05c3a94f
+def _middle(x, rows, device):
+    "Mean of the first `rows` rows, which is about that of all."
+    mean = _tensor(x[:rows]).mean(0, dtype=torch.float32).to(device)
+    if mean.isfinite().all(): return mean
+    raise ValueError(f"features of rows 0 to {min(rows, x.shape[0])-1} are not finite, "
+                     "or too large to be summed in float32")
 
 def _blocks(x, rows, shift, desc=None, start=0):
-    "Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies; each with its slice, each overwriting the last."
+    """Blocks of `rows` rows of `x` less `shift`, in float32 where `shift` lies, each with its slice.
+
+    Each overwrites the last; with `desc`, a bar shows how far it is."""
     n,p = x.shape
     buffer = shift.new_empty(min(rows, n-start), p)
     with tqdm(total=n-start, desc=desc, unit='row', delay=2, leave=False, disable=desc is None) as bar:
@@ -66,44 +87,42 @@ def _blocks(x, rows, shift, desc=None, start=0):
             yield slice(i, j), block
             bar.update(j-i)
 
-def _rows(x, budget, fixed=0, most=512):
-    "How many rows of `x`, at most `most`, fit into `budget` bytes beside `fixed`, once as they come and once in float32."
-    row = 8*x.shape[1]
-    if budget<fixed+row: raise ValueError(f"a budget of {budget:.3g} bytes is too small, it takes at least {fixed+row:.3g}")
-    return min(most, int((budget-fixed) // row))
-
-def _middle(x, rows, device):
-    "Mean of the first `rows` rows: subtracting about the mean keeps float32 exact enough, whatever the features share."
-    mean = _tensor(x[:rows]).mean(0, dtype=torch.float32).to(device)
-    if not mean.isfinite().all(): raise ValueError(f"features of rows 0 to {min(rows, x.shape[0])-1} are not finite, or too large to be summed in float32")
-    return mean
-
 # %% ../nbs/07_clusters.ipynb #26d6a045
+def _pairs(x, i, a, rows, shift):
+    "The rows `a` of `x`, at `i`, with themselves and all later ones: slice and rows, and those beside them."
+    for s in range(0, len(a), 256):
+        top = a[s:s+256]
+        yield slice(i.start+s, i.start+s+len(top)), top, slice(i.start+s, i.stop), a[s:]
+    for j,b in _blocks(x, rows, shift, start=i.stop): yield i, a, j, b
+
 def _gram(x, budget, device):
     "Gram matrix of the rows of `x` around their mean, (n, n)."
-    n,hold,rows = x.shape[0], _rows(x, budget/2, most=x.shape[0]), _rows(x, budget/4)
+    n = x.shape[0]
+    hold,rows = _rows(x, budget/2, most=n), _rows(x, budget/4)
     shift,g = _middle(x, rows, device), torch.empty(n, n, device=device)
     with tqdm(total=n*n, desc='Gram matrix', unit='pair', delay=2, leave=False) as bar:
-        for i,a in _blocks(x, hold, shift):
-            parts = ((slice(i.start+s, i.stop), a[s:], slice(i.start+s, min(i.start+s+256, i.stop)), a[s:s+256]) for s in range(0, len(a), 256))
-            rest = ((j, b, i, a) for j,b in _blocks(x, rows, shift, start=i.stop))
-            for j,b,i_,a_ in chain(parts, rest):
-                part = a_ @ b.mT
-                g[i_,j],g[j,i_] = part,part.mT
-                bar.update(2*part.numel() - (len(a_)**2 if j.start==i_.start else 0))
+        for held,a in _blocks(x, hold, shift):
+            for i,top,j,b in _pairs(x, held, a, rows, shift):
+                g[i,j] = part = top @ b.mT
+                g[j,i] = part.mT
+                bar.update(2*part.numel() - (len(top)**2 if i.start==j.start else 0))
     mean = g.mean(0)
     return g.sub_(mean).sub_(mean[:,None]).add_(mean.mean())
 
 # %% ../nbs/07_clusters.ipynb #1418b004
+def _draw(weights, n, rng):
+    "`n` places, each drawn in proportion to its weight."
+    u = torch.rand(n, generator=rng, dtype=torch.float64)
+    cum = weights.cpu().double().cumsum(0)
+    return torch.searchsorted(cum, u*cum[-1], right=True).clamp_(max=len(weights)-1).to(weights.device)
+
 def _seeds(g, k, rng):
     "`k` rows far from one another: greedy k-means++ (Arthur & Vassilvitskii 2007)."
     sq = g.diagonal()
     pick = [int(torch.randint(len(g), (), generator=rng))]
     near = (sq + sq[pick[0]] - 2*g[pick[0]]).clamp_(min=0)
     for _ in range(k-1):
-        u = torch.rand(2+int(math.log(k)), generator=rng, dtype=torch.float64)
-        cum = near.cpu().double().cumsum(0)
-        tries = torch.searchsorted(cum, u*cum[-1], right=True).clamp_(max=len(g)-1).to(g.device)
+        tries = _draw(near, 2+int(math.log(k)), rng)
         dist = (sq + sq[tries,None] - 2*g[tries]).clamp_(min=0).minimum(near)
         best = dist.sum(1).argmin()
         near = dist[best]
@@ -123,29 +142,36 @@ def _fill(assignment, dist, k):
     return assignment
 
 # %% ../nbs/07_clusters.ipynb #626fa074
+def _moved(sums, g, old, new):
+    "`sums` of the rows of `g` over each cluster, brought from the assignment `old` to `new` in place."
+    at = (new!=old).nonzero().flatten()
+    return sums.index_add_(0, new[at], g[at]).index_add_(0, old[at], g[at], alpha=-1)
+
+def _lengths(sums, assignment, n):
+    "Squared length of each cluster's mean, of `n` members each."
+    own = sums.gather(0, assignment[None])[0]
+    return torch.zeros_like(sums[:,0]).index_add_(0, assignment, own) / n**2
+
+# %% ../nbs/07_clusters.ipynb #4961d8d9
 def _lloyd(g, k, rng):
     "Assignment and inertia of k-means on the rows behind Gram matrix `g`, run until nothing improves."
     sq,pick = g.diagonal(), _seeds(g, k, rng)
-    score = sq[pick,None] - 2*g[pick]
-    best,sums,a = math.inf,None,None
+    score,best,a = sq[pick,None] - 2*g[pick], math.inf, None
     while True:
         near = score.min(0)
         new = _fill(near.indices, near.values+sq, k)
-        if sums is None: sums = torch.zeros_like(score).index_add_(0, new, g)
-        else:
-            moved = (new!=a).nonzero().flatten()
-            sums.index_add_(0, new[moved], g[moved]).index_add_(0, a[moved], g[moved], alpha=-1)
+        sums = torch.zeros_like(score).index_add_(0, new, g) if a is None else _moved(sums, g, a, new)
         n = new.bincount(minlength=k)
-        own = sums.gather(0, new[None])[0]
-        means = torch.zeros_like(sums[:,0]).index_add_(0, new, own) / n**2
+        means = _lengths(sums, new, n)
         inertia = float(sq.cpu().double().sum() - (n.cpu()*means.cpu().double()).sum())
         if not inertia < min(best, best*(1-1e-7)): return a, best
-        a,best = new,inertia
-        score = means[:,None] - sums*(2/n)[:,None]
+        a,best,score = new,inertia, means[:,None] - sums*(2/n)[:,None]
 
 # %% ../nbs/07_clusters.ipynb #48a3d064
 def _project(x, budget, shift, rng):
-    "Gaussian projection of the rows of `x`, as wide as `budget` allows but no wider than 512, and the sum of squares."
+    """Gaussian projection of the rows of `x`, and the sum of squares.
+
+    It is as wide as `budget` allows but no wider than 512 or `x`, which then is itself."""
     n,p = x.shape
     d = min(p, 512, int(budget/2//(4*p)), int(budget/4//(4*n)))
     r = None if d==p else torch.randn(p, d, generator=rng).div_(d**.5).to(shift.device)
@@ -154,6 +180,17 @@ def _project(x, budget, shift, rng):
         y[i] = (b if r is None else b@r).cpu()
         total += float(torch.linalg.vector_norm(b, dim=1).cpu().double().square().sum())
     return y, total
+
+# %% ../nbs/07_clusters.ipynb #35ec4498
+def _start(y, k, rng, restarts):
+    "The best of `restarts` k-means of scikit-learn on the rows of `y`, as an assignment."
+    from sklearn.cluster import KMeans
+    def fit(_): return KMeans(k, n_init=1, random_state=int(torch.randint(2**31, (), generator=rng))).fit(y.numpy())
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore') # fewer different rows than clusters: see `_fill`
+        fits = map(fit, tqdm(range(restarts), desc='k-means', delay=2, leave=False))
+        a = torch.from_numpy(min(fits, key=lambda o: o.inertia_).labels_).long()
+    return _fill(a, torch.zeros(len(a)), k)
 
 # %% ../nbs/07_clusters.ipynb #6a03e31f
 def _nearest(b, centroids):
@@ -177,30 +214,32 @@ def _means(x, assignment, k, budget, shift, centroids=None, desc='means'):
     return a, sums.div_(a.bincount(minlength=k)[:,None].to(sums))
 
 # %% ../nbs/07_clusters.ipynb #d3155564
+def _inertia(total, a, c):
+    "Sum of squares about the means `c` of the clusters `a`, where that about 0 is `total`."
+    return total - float((a.bincount(minlength=len(c))*c.square().sum(1).cpu().double()).sum())
+
 def _stream(x, k, rng, restarts, tol, budget, device):
     "k-means on a projection of `x`, made exact by passes over `x`."
-    from sklearn.cluster import KMeans
     shift = _middle(x, _rows(x, budget/2), device)
     y,total = _project(x, budget, shift, rng)
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        fits = (KMeans(k, n_init=1, random_state=int(torch.randint(2**31, (), generator=rng))).fit(y.numpy())
-                for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False))
-        a = torch.from_numpy(min(fits, key=lambda o: o.inertia_).labels_).long()
-    a = _fill(a, torch.zeros(len(a)), k)
-    inertia = lambda a, c: total - float((a.bincount(minlength=k)*c.square().sum(1).cpu().double()).sum())
-    a,c = _means(x, a, k, budget, shift)
-    best,passes = inertia(a, c), 0
-    while True:
+    a,c = _means(x, _start(y, k, rng, restarts), k, budget, shift)
+    best,passes,gain = _inertia(total, a, c), 0, None
+    while gain is None or gain>tol:
         passes += 1
         new,means = _means(x, a, k, budget, shift, c, f'pass {passes}')
-        now = inertia(new, means)
+        now = _inertia(total, new, means)
         gain = (best-now)/best if best>0 else 0.
         if gain>0: a,c,best = new,means,now
-        if not gain>tol: break
-    return Clusters((c+shift).cpu(), a, max(best, 0.), f"k-means on a projection to {y.shape[1]} features, best of {restarts}, then {passes} pass{'es'*(passes>1)} over all features")
+    how = (f"k-means on a projection to {y.shape[1]} features, best of {restarts}, "
+           f"then {passes} pass{'es'*(passes>1)} over all features")
+    return Clusters((c+shift).cpu(), a, max(best, 0.), how)
 
 # %% ../nbs/07_clusters.ipynb #6f6ff213
+def _least(n, p, k, road):
+    "Bytes that it takes at least to find `k` clusters of `n` examples of `p` features."
+    own = 8*n*n + 32*p if road=='gram' else max(32*p, 4*min(p, 16)*max(2*p, 4*n))
+    return max(4*p*(k+2), own)
+
 def check_budget(
     n:int, # Examples
     p:int, # Features of each
@@ -209,14 +248,24 @@ def check_budget(
     road:str='auto', # As for `kmeans`
 )->str: # The road that is taken
     "A `ValueError` if `budget` is too small to cluster by `road`; known before there are features."
-    if road not in ('auto','gram','streaming'): raise ValueError(f"unknown road {road!r}, choose 'auto', 'gram' or 'streaming'")
+    if road not in ('auto','gram','streaming'):
+        raise ValueError(f"unknown road {road!r}, choose 'auto', 'gram' or 'streaming'")
     if road=='auto': road = 'gram' if 8*n*n<=budget/2 else 'streaming'
-    least = max(4*p*(k+2), 8*n*n + 32*p if road=='gram' else max(32*p, 4*min(p, 16)*max(2*p, 4*n)))
-    if not budget>=least:
-        raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples of {p} features, it takes at least {least:.3g}")
-    return road
+    if budget>=(least := _least(n, p, k, road)): return road
+    raise ValueError(f"a budget of {budget:.3g} bytes is too small for {k} clusters of {n} examples "
+                     f"of {p} features, it takes at least {least:.3g}")
 
 # %% ../nbs/07_clusters.ipynb #3c1052b6
+def _exact(x, k, rng, restarts, budget, device):
+    "k-means on the Gram matrix of the rows of `x`."
+    g = _gram(x, budget-8*x.shape[0]**2, device)
+    starts = tqdm(range(restarts), desc='k-means', delay=2, leave=False)
+    a,inertia = min((_lloyd(g, k, rng) for _ in starts), key=lambda o: o[1])
+    del g
+    a,shift = a.cpu(), _middle(x, 1, device)
+    c = _means(x, a, k, budget, shift)[1] + shift
+    return Clusters(c.cpu(), a, max(inertia, 0.), f"k-means on the Gram matrix, best of {restarts}")
+
 def kmeans(
     x, # Features, (n, P): anything with a `shape` whose row slices are arrays or tensors of floats
     k:int, # Number of clusters
@@ -227,24 +276,32 @@ def kmeans(
     road:str='auto', # 'gram', 'streaming', or 'auto' for the Gram matrix where it fits in half the budget
     device:str='cpu', # Where the arithmetic is done
 )->Clusters:
-    """k-means of features that need not fit in memory; every cluster has a member and every centroid is the mean of its members
+    """k-means of features that need not fit in memory (memory of the global structure, equation 8).
 
-    'gram' runs Lloyd's algorithm on inner products alone and is exact. 'streaming' clusters a Gaussian projection, then passes over the features."""
+    Every cluster has a member and every centroid is the mean of its members. 'gram' runs Lloyd's algorithm on inner
+    products alone and is exact. 'streaming' clusters a Gaussian projection, then passes over the features.
+
+    >>> kmeans(torch.tensor([[0., 1.], [0., 3.], [8., 8.]]), 2).centroids.sort(0).values
+    tensor([[0., 2.],
+            [8., 8.]])
+    """
     n,p = _shape(x)
-    if not isinstance(k, Integral) or not 1<=k<=n: raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
-    if restarts<1 or not tol>=0: raise ValueError(f"restarts must be at least 1 and tol at least 0, not {restarts} and {tol}")
-    road = check_budget(n, p, k, budget, road)
-    rng = torch.Generator().manual_seed(seed)
-    if road=='streaming': return _stream(x, k, rng, restarts, tol, budget, device)
-    g = _gram(x, budget-8*n*n, device)
-    a,inertia = min((_lloyd(g, k, rng) for _ in tqdm(range(restarts), desc='k-means', delay=2, leave=False)), key=lambda o: o[1])
-    del g
-    a = a.cpu()
-    shift = _middle(x, 1, device)
-    c = _means(x, a, k, budget, shift)[1] + shift
-    return Clusters(c.cpu(), a, max(inertia, 0.), f"k-means on the Gram matrix, best of {restarts}")
+    if not isinstance(k, Integral) or not 1<=k<=n:
+        raise ValueError(f"k must lie between 1 and the number of examples, {n}, not {k}")
+    if restarts<1 or not tol>=0:
+        raise ValueError(f"restarts must be at least 1 and tol at least 0, not {restarts} and {tol}")
+    rng,road = torch.Generator().manual_seed(seed), check_budget(n, p, k, budget, road)
+    if road=='gram': return _exact(x, k, rng, restarts, budget, device)
+    return _stream(x, k, rng, restarts, tol, budget, device)
 
 # %% ../nbs/07_clusters.ipynb #b18ad2d7
+def _check_centroids(centroids, p):
+    "A `ValueError` unless `centroids` are at least one and `p` wide."
+    check('centroids must be (k, P), at least one', centroids=(centroids, 'k P'))
+    if centroids.shape[1]!=p or not len(centroids):
+        raise ValueError(f"centroids must be (k, {p}), at least one and as wide as the features, "
+                         f"not {tuple(centroids.shape)}")
+
 @torch.no_grad()
 def assign(
     x, # Features, (n, P), as for `kmeans`
@@ -252,17 +309,41 @@ def assign(
     budget:float=2e9, # Bytes of working memory, beside the centroids
     device:str='cpu', # Where the arithmetic is done
 )->tuple[Tensor,float]: # Nearest centroid of each example, (n,), and the sum of squared distances to it
-    "Nearest of `centroids` to each example."
-    n,p = _shape(x)
-    check('centroids must be (k, P), at least one', centroids=(centroids, 'k P'))
-    if centroids.shape[1]!=p or not len(centroids): raise ValueError(f"centroids must be (k, {p}), at least one and as wide as the features, not {tuple(centroids.shape)}")
+    """Nearest of `centroids` to each example; a `ValueError` of what is not finite.
+
+    >>> assign(torch.tensor([[1., 0.], [5., 4.]]), torch.tensor([[5., 5.], [0., 0.]]))
+    (tensor([1, 0]), 2.0)
+    """
+    _check_centroids(centroids, _shape(x)[1])
     shift = centroids.float().mean(0).to(device)
     c = centroids.to(device, torch.float32) - shift
-    if not (4*c.square().sum(1)).isfinite().all(): raise ValueError("centroids are not finite, or too large for float32 to hold their squares")
+    if not (4*c.square().sum(1)).isfinite().all():
+        raise ValueError("centroids are not finite, or too large for float32 to hold their squares")
     parts = [_nearest(b, c) for _,b in _blocks(x, _rows(x, budget), shift, 'nearest centroid')]
-    return torch.cat([torch.empty(0, dtype=torch.long), *(i.cpu() for i,_ in parts)]), float(sum(d.cpu().double().sum() for _,d in parts))
+    nearest = torch.cat([torch.empty(0, dtype=torch.long), *(i.cpu() for i,_ in parts)])
+    return nearest, float(sum(d.cpu().double().sum() for _,d in parts))
 
 # %% ../nbs/07_clusters.ipynb #fbeabf2f
+def _noise(x, k, batch_size, seed):
+    "`k` centroids near 0, by the moments of the last batch over the number of steps."
+    n,p = x.shape
+    steps = math.ceil(n/batch_size)
+    first = (steps-1)*batch_size
+    last = _tensor(x[first:n]).float().cpu()
+    _check_squares(last, n, first)
+    rng = torch.Generator().manual_seed(seed)
+    return last.mean()/steps + (last.var(1).mean()/steps).sqrt() * torch.randn(k, p, generator=rng)
+
+# %% ../nbs/07_clusters.ipynb #131f93d6
+def _drift(memory, x, assignment, batch_size):
+    "Move each row of `memory`, in place, towards each of its examples in turn."
+    for i in tqdm(range(x.shape[0]), desc='released procedure', delay=2, leave=False):
+        if i%batch_size==0: seen = [0]*len(memory)
+        c = int(assignment[i])
+        memory[c].mul_(seen[c]+1).add_(_tensor(x[i:i+1])[0]).div_(seen[c]+2)
+        seen[c] += 1
+
+# %% ../nbs/07_clusters.ipynb #8063cd78
 def released_memory(
     x, # Features, (n, P), as for `kmeans`, in dataset order
     k:int, # Number of centroids
@@ -270,25 +351,17 @@ def released_memory(
     batch_size:int=1, # Rows per step
     seed:int=0, # Of the noise
 )->Clusters: # Assignment of the last assigning pass; inertia is to the nearest centroid
-    """Memory as the authors' code makes it (`train_memory.py`), for comparison with `kmeans`
+    """Memory as the authors' code makes it (`train_memory.py`), for comparison with `kmeans`.
 
-    Centroids begin as noise near 0, scaled by the last batch's moments over the number of steps. Examples are assigned to them,
-    then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0."""
+    Centroids begin as noise near 0, scaled by the last batch's moments over the number of steps. Examples are assigned
+    to them, then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0."""
     n,p = _shape(x)
     if passes<3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
-    if k<1 or batch_size<1 or n<1 or p<2: raise ValueError(f"k and batch_size must be at least 1, for at least one example of 2 features, not {k}, {batch_size} and {(n, p)}")
-    steps = math.ceil(n/batch_size)
-    last = _tensor(x[(steps-1)*batch_size:n]).float().cpu()
-    _check_squares(last, n, (steps-1)*batch_size)
-    rng = torch.Generator().manual_seed(seed)
-    noise = last.mean()/steps + (last.var(1).mean()/steps).sqrt() * torch.randn(k, p, generator=rng)
-    memory = torch.zeros(k, p)
+    if k<1 or batch_size<1 or n<1 or p<2:
+        raise ValueError("k and batch_size must be at least 1, for at least one example of 2 features, "
+                         f"not {k}, {batch_size} and {(n, p)}")
+    noise,memory = _noise(x, k, batch_size, seed), torch.zeros(k, p)
     for t in range(1, passes):
         if t%2: a = assign(x, noise if t==1 else memory)[0]
-        else:
-            for i in tqdm(range(n), desc='released procedure', delay=2, leave=False):
-                if i%batch_size==0: seen = [0]*k
-                c = int(a[i])
-                memory[c].mul_(seen[c]+1).add_(_tensor(x[i:i+1])[0]).div_(seen[c]+2)
-                seen[c] += 1
+        else: _drift(memory, x, a, batch_size)
     return Clusters(memory, a, assign(x, memory)[1], f"released procedure, {passes} passes")

@@ -64,7 +64,12 @@ def cka_map(
     return dict(zip(estimators, (t@m.mT).cpu().numpy()))
 
 # %% ../nbs/13_compare.ipynb #60add5af
-_distances = {'euclid': torch.cdist, 'cosine': lambda x,y: unit(x)@unit(y).mT}
+def _euclid(h):
+    "Distances between rows; around their mean, as `cdist` loses digits by what they share."
+    h = h-h.mean(-2, keepdim=True)
+    return torch.cdist(h, h)
+
+_distances = {'euclid': _euclid, 'cosine': lambda h: unit(h)@unit(h).mT}
 
 def _relations(
     h:Tensor, # Features, (N, L, D)
@@ -74,7 +79,7 @@ def _relations(
     "Pairwise relations in double precision where there is any, padded positions set to 0."
     h = exact(h.detach()).masked_fill(m[...,None]==0, 0)
     if kind=='inter': h = h.flatten(1)
-    return _distances[distance](h, h)
+    return _distances[distance](h)
 
 # %% ../nbs/13_compare.ipynb #c20b5668
 def relation_difference(

@@ -35,6 +35,7 @@ def _texts(rows:hfd.Dataset, name:str)->list[str]:
         if isinstance(t, (list,dict)): raise ValueError(f"{name}, row {i}: 'text' is a {type(t).__name__}, not a text")
     return [str(t) for t in texts if t is not None]
 
+# %% ../nbs/11_compress.ipynb #0d4000fb
 _tab = dict(sep='\t', quoting=3, keep_default_na=False) # quotation marks are text; so are 'NA' and 'None'
 _tables = {'.json':('json',{}), '.jsonl':('json',{}), '.ndjson':('json',{}), '.parquet':('parquet',{}),
            '.csv':('csv',dict(keep_default_na=False)), '.tsv':('csv',_tab)}
@@ -57,6 +58,7 @@ def _is_json(text:str)->bool:
         except ValueError: pass
     return False
 
+# %% ../nbs/11_compress.ipynb #4b256f41
 def _read(path:Path)->list[str]:
     "Lines of a text file, or the texts of a table; each perhaps compressed by gzip."
     stem = Path(path.name.removesuffix('.gz')).suffix
@@ -71,14 +73,6 @@ def _read(path:Path)->list[str]:
     return text.splitlines()
 
 # %% ../nbs/11_compress.ipynb #1f491e4a
-@dataclass
-class Corpus:
-    "Lines to learn from and lines held out."
-    train:list[str]
-    held_out:list[str]
-    where:str        # Where they come from, in words
-    demo:bool=False  # Whether they are made up
-
 def _lines(corpus:str)->tuple[list[str],str]:
     "Lines of the file, folder or data set `corpus`, and where they come from."
     path = Path(corpus).expanduser()
@@ -90,6 +84,15 @@ def _lines(corpus:str)->tuple[list[str],str]:
         raise ValueError(f"corpus={corpus!r} is no text file, no folder, "
                          f"and `datasets` cannot load its 'text': {e}") from None
     return _texts(rows, corpus), f'{corpus} from the hub'
+
+# %% ../nbs/11_compress.ipynb #8f5454ba
+@dataclass
+class Corpus:
+    "Lines to learn from and lines held out."
+    train:list[str]
+    held_out:list[str]
+    where:str        # Where they come from, in words
+    demo:bool=False  # Whether they are made up
 
 def read_corpus(
     corpus:str|None=None, # File, folder with .txt files, or `name:configuration` of the hub; None: the demo's sentences
@@ -115,6 +118,7 @@ class Draws(torch.utils.data.Dataset):
     def __len__(self): return len(self.order)
     def __getitem__(self, i): return dict(input_ids=self.rows[self.order[i]], draw=i)
 
+# %% ../nbs/11_compress.ipynb #3f3217cc
 def wordy(
     rows:list[list[int]], # Token ids of each line
     tokenizer,            # Knows which tokens are special
@@ -151,6 +155,7 @@ def masked_loss(
     finally: hook.remove()
     return F.cross_entropy(logits.to(float_of(logits)), labels[at], reduction=reduction)
 
+# %% ../nbs/11_compress.ipynb #8a12e32f
 @torch.no_grad()
 def mlm_loss(
     model:nn.Module,         # With a head for masked words
@@ -174,43 +179,59 @@ def mlm_loss(
 class Compression(Job):
     """One run of `wid.ipynb`: a BERT made narrower by masked words.
 
-    `Compression(corpus='texts/', width=192).run()` gives what is recorded in `wid.json` beside the small model.
+    `Compression(corpus='texts/', width=192).run()` gives what is recorded in `wid.json` beside the small model. A
+    `ValueError` before anything is trained if settings, model or corpus do not fit.
     """
     asks,alone = CompressionSettings,('this', 'give Inheritance to a Trainer of your own for more')
 
     def __init__(self, **params): # Fields of `CompressionSettings`
         super().__init__(lambda *names: ('wid corpus',), **params)
-        s = self.settings
-        check_shares(s.ramp, s.fade)
-        self.config,self.tokenizer = AutoConfig.from_pretrained(self.source),load_tokenizer(self.source)
-        self.target,most = wid_config(self.config, s.width, s.strategy),self.config.max_position_embeddings
-        if s.max_length>most: raise ValueError(f"max_length={s.max_length} is longer than the model's {most} positions")
-        check_words(self.tokenizer, self.config, self.name)
-        self.corpus = read_corpus(s.corpus, s.held_out)
-        self.rows,self.dev = (self.tokenised(getattr(self.corpus, o), o) for o in ('train','held_out'))
-        self.left_out = len(self.corpus.train)+len(self.corpus.held_out)-len(self.rows)-len(self.dev)
-        if self.left_out: print(f'{self.left_out:,} lines without a word that the tokenizer knows are left out')
+        check_shares(self.settings.ramp, self.settings.fade)
+        self.read_sizes()
+        self.read_lines()
         self.read_teacher()
         self.folder = self.place('students')
 
-    def tokenised(self, lines:list[str], name:str)->list[list[int]]:
-        "Token ids of the lines that hold a known word."
-        ids = self.tokenizer(lines, truncation=True, max_length=self.settings.max_length)['input_ids']
-        if rows := wordy(ids, self.tokenizer): return rows
-        which = f"{len(lines):,} lines {'to learn from' if name=='train' else 'held out'}"
-        raise ValueError(f'the tokenizer of {self.name} knows no word of the {which}, such as {lines[0][:40]!r}')
+# %% ../nbs/11_compress.ipynb #41acdb77
+@patch
+def read_sizes(self:Compression):
+    "The teacher's configuration and tokenizer, and what the small model's configuration is to be."
+    s = self.settings
+    self.config,self.tokenizer = AutoConfig.from_pretrained(self.source),load_tokenizer(self.source)
+    self.target,most = wid_config(self.config, s.width, s.strategy),self.config.max_position_embeddings
+    if s.max_length>most: raise ValueError(f"max_length={s.max_length} is longer than the model's {most} positions")
+    check_words(self.tokenizer, self.config, self.name)
 
-    def read_teacher(self):
-        "The pre-trained BERT, whose head is `fresh` where it came without."
-        how = dict(dtype=torch.float32, output_loading_info=True)
-        with quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed) # of a fresh head
-            self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, **how)
-        if lost := sorted(k for k in info['missing_keys'] if not k.startswith('cls.')):
-            raise ValueError(f'{self.source} lacks {len(lost)} weights of a BERT, the first {lost[0]}; '
-                             'is it a whole model?')
-        self.teacher.to(self.device).eval()
-        self.fresh = ('cls.',) if any(k.startswith('cls.') for k in info['missing_keys']) else ()
+# %% ../nbs/11_compress.ipynb #f318cb4c
+@patch
+def tokenised(self:Compression, lines:list[str], name:str)->list[list[int]]:
+    "Token ids of the lines that hold a known word."
+    ids = self.tokenizer(lines, truncation=True, max_length=self.settings.max_length)['input_ids']
+    if rows := wordy(ids, self.tokenizer): return rows
+    which = f"{len(lines):,} lines {'to learn from' if name=='train' else 'held out'}"
+    raise ValueError(f'the tokenizer of {self.name} knows no word of the {which}, such as {lines[0][:40]!r}')
+
+@patch
+def read_lines(self:Compression):
+    "The corpus, in tokens."
+    self.corpus = read_corpus(self.settings.corpus, self.settings.held_out)
+    self.rows,self.dev = (self.tokenised(getattr(self.corpus, o), o) for o in ('train','held_out'))
+    self.left_out = len(self.corpus.train)+len(self.corpus.held_out)-len(self.rows)-len(self.dev)
+    if self.left_out: print(f'{self.left_out:,} lines without a word that the tokenizer knows are left out')
+
+# %% ../nbs/11_compress.ipynb #722ef58f
+@patch
+def read_teacher(self:Compression):
+    "The pre-trained BERT, whose head is `fresh` where it came without."
+    how = dict(dtype=torch.float32, output_loading_info=True)
+    with quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(self.settings.seed) # of a fresh head
+        self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, **how)
+    if lost := sorted(k for k in info['missing_keys'] if not k.startswith('cls.')):
+        raise ValueError(f'{self.source} lacks {len(lost)} weights of a BERT, the first {lost[0]}; '
+                         'is it a whole model?')
+    self.teacher.to(self.device).eval()
+    self.fresh = ('cls.',) if any(k.startswith('cls.') for k in info['missing_keys']) else ()
 
 # %% ../nbs/11_compress.ipynb #1d58de26
 # what they were before they could be set
@@ -240,6 +261,7 @@ def loss(self:Compression, model)->float:
     "Of the held-out lines, in nats."
     return mlm_loss(model, self.dev, Masking(self.tokenizer, seed=0), self.settings.eval_batch_size)
 
+# %% ../nbs/11_compress.ipynb #abed1314
 @patch
 def frequencies(self:Compression)->float:
     "Held-out loss of word frequencies, and nothing else; a word that never came counts as if it had come once."
@@ -274,6 +296,17 @@ def _trainer(self:Compression, wid:Inheritance)->SoundTrainer:
     return _MaskedWords(wid.model.train(), args, Masking(self.tokenizer, seed=s.seed), draws,
                         optimizers=(adam, None), callbacks=[wid, _Watch()])
 
+# %% ../nbs/11_compress.ipynb #d0625cac
+@patch
+def _record(self:Compression, told:dict, losses:dict)->dict:
+    "What `wid.json` holds."
+    s,c,width = self.settings,self.corpus,self.target.hidden_size
+    return dict(settings=asdict(s), model=self.source.words, width=width, fresh_head=bool(self.fresh), losses=losses,
+        data=dict(where=c.where, demo=c.demo, train=len(self.rows), held_out=len(self.dev), left_out=self.left_out),
+        parameters=dict(teacher=wid_size(self.config, self.config.hidden_size), small=wid_size(self.config, width)),
+        history=[{k:l[k] for k in ('step','loss','width')} for l in told['history']],
+        seconds=told['seconds'], environment=told['environment'])
+
 @patch
 def _train(self:Compression, folder:Path):
     "Train, merge, and write the small model, its tokenizer and its record into `folder`."
@@ -287,17 +320,6 @@ def _train(self:Compression, folder:Path):
         raise NonFinite(f"after the last step the held-out loss '{bad[0]}' is {losses[bad[0]]}; a lower lr may help")
     write_json(folder/'wid.json', self._record(told, losses))
 
-# %% ../nbs/11_compress.ipynb #d0625cac
-@patch
-def _record(self:Compression, told:dict, losses:dict)->dict:
-    "What `wid.json` holds."
-    s,c,width = self.settings,self.corpus,self.target.hidden_size
-    return dict(settings=asdict(s), model=self.source.words, width=width, fresh_head=bool(self.fresh), losses=losses,
-        data=dict(where=c.where, demo=c.demo, train=len(self.rows), held_out=len(self.dev), left_out=self.left_out),
-        parameters=dict(teacher=wid_size(self.config, self.config.hidden_size), small=wid_size(self.config, width)),
-        history=[{k:l[k] for k in ('step','loss','width')} for l in told['history']],
-        seconds=told['seconds'], environment=told['environment'])
-
 @patch
 def run(self:Compression)->dict: # The record
     "Train unless the small model is there already."
@@ -308,16 +330,21 @@ _headless = (", **without a head for masked words: a fresh one is trained with i
              "and the teacher's loss below says nothing about the teacher**")
 
 @patch
-def summary(self:Compression)->dict:
-    "What this run uses, in words."
-    s,c,target,config = self.settings,self.corpus,self.target,self.config
+def _sizes(self:Compression)->str:
+    "Widths, heads and parameters of the small model and of the whole one."
+    target,config = self.target,self.config
     small,whole = (wid_size(config, o.hidden_size)/1e6 for o in (target, config))
-    lines = f'{c.where}: {len(self.rows):,} lines and {len(self.dev):,} held out'
     heads = f'{target.num_attention_heads} of {config.num_attention_heads} heads'
     size = f'{small:.1f} of {whole:.1f} million parameters in embeddings and blocks'
+    return f'{target.hidden_size} of {config.hidden_size} wide, {heads}, {size}'
+
+@patch
+def summary(self:Compression)->dict:
+    "What this run uses, in words."
+    s,c = self.settings,self.corpus
+    lines = f'{c.where}: {len(self.rows):,} lines and {len(self.dev):,} held out'
     return {'corpus':lines+' **Demonstration on made-up sentences: no result.**'*c.demo,
-            'model':self.source.words+_headless*bool(self.fresh),
-            'small model':f'{target.hidden_size} of {config.hidden_size} wide, {heads}, {size}',
+            'model':self.source.words+_headless*bool(self.fresh), 'small model':self._sizes(),
             'inheritance':f'strategy {s.strategy}, penalty {s.penalty}, all cut after {s.ramp:.0%} of the steps, '
                           f'each unit fades for {s.fade:.0%}',
             'training':f'{s.steps} steps of {s.batch_size*s.accumulate} lines of at most {s.max_length} tokens, '

@@ -26,25 +26,34 @@ from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, tok
 from .windows import Answer, answers, rightwards, windows
 
 # %% ../nbs/16_reading.ipynb #3b94d834
+def _built_like_bert(config)->bool:
+    "Is it a model that reads both ways, and that transformers has with a head for answers?"
+    writes = getattr(config, 'is_encoder_decoder', False) or getattr(config, 'is_decoder', False)
+    return not writes and type(config) in MODEL_FOR_QUESTION_ANSWERING_MAPPING
+
+def _check_whole(model, kind:str, info:dict):
+    "A `ValueError` unless the files of `model` had all weights of an encoder, in its shapes."
+    if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
+        raise ValueError(f'{model} lacks {len(lost)} weights of a {kind} encoder, the first {lost[0]}; '
+                         'is it a whole model?')
+    if odd := sorted(info['mismatched_keys']):
+        raise ValueError(f'{model}: weights of another shape, the first {odd[0]}')
+
+# %% ../nbs/16_reading.ipynb #761bfd85
 def load_reader(
     model:str|Path, # A folder; of an encoder, a classifier or a finished reader
     seed:int=0, # Of the head, if the files have none
 )->PreTrainedModel:
     "The model in `model` with a head that marks answers, in eval mode and float32; a `ValueError` if it cannot."
     config = AutoConfig.from_pretrained(check_folder(model))
-    writes = getattr(config, 'is_encoder_decoder', False) or getattr(config, 'is_decoder', False)
     other = ValueError(f'{model} is of the kind {config.model_type!r}; questions are answered by encoders '
                        'that are built like BERT and read both ways')
-    if writes or type(config) not in MODEL_FOR_QUESTION_ANSWERING_MAPPING: raise other
+    if not _built_like_bert(config): raise other
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         m,info = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     if not hasattr(m.base_model, 'embeddings'): raise other
-    if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
-        raise ValueError(f'{model} lacks {len(lost)} weights of a {m.config.model_type} encoder, the first {lost[0]}; '
-                         'is it a whole model?')
-    odd = sorted(info['mismatched_keys'])
-    if odd: raise ValueError(f'{model}: weights of another shape, the first {odd[0]}')
+    _check_whole(model, m.config.model_type, info)
     return m.eval()
 
 # %% ../nbs/16_reading.ipynb #bdbd7977
@@ -61,7 +70,8 @@ def window_logits(
     with quiet():
         for batch in DataLoader(inputs, batch_size, collate_fn=pad):
             o,lengths = model(**batch.to(model.device)),batch['attention_mask'].sum(1).tolist()
-            out += [(s[:n], e[:n]) for n,s,e in zip(lengths, o.start_logits.float().cpu(), o.end_logits.float().cpu())]
+            scores = zip(lengths, o.start_logits.float().cpu(), o.end_logits.float().cpu())
+            out += [(start[:n], end[:n]) for n,start,end in scores]
     return out
 
 # %% ../nbs/16_reading.ipynb #1180e312
@@ -70,10 +80,12 @@ _words = {'demo':' **Demonstration on made-up paragraphs: no result.**',
 
 def _sections(model=None, source=None): return 'squad', model, f'squad {model}', f'squad {source}'
 
+# %% ../nbs/16_reading.ipynb #80d3c704
 class Reading(Job):
     """One run of `squad.ipynb`: fine-tunes an encoder on SQuAD and evaluates it.
 
-    `Reading(version='2.0', model='path/to/bert').run()` gives the finished `Run`; `squad.ipynb` shows it.
+    `Reading(version='2.0', model='path/to/bert').run()` gives the finished `Run`; `squad.ipynb` shows it. A
+    `ValueError` before anything is trained if settings, model, tokenizer or data do not fit.
     """
     asks,makes,alone = SquadSettings,'readers',('a run', 'start one per GPU for different models or seeds')
 
@@ -93,19 +105,23 @@ class Reading(Job):
         read = {k:getattr(self.settings, k) for k in sorted(_of_answers)}
         return fingerprint(**self.determined_by('readers'), answers=read)
 
-    def find(self, s:SquadSettings)->tuple:
-        names = super().find(s)
-        self.data = load_squad(s.version, s.data)
-        return *names, self.data.source
-
-    def check(self):
-        "Everything that may be wrong is looked at before: the model's weights, its tokenizer and its positions."
-        reader = load_reader(self.source)
-        check_length(reader, self.settings.max_length)
-        check_words(self.tokenizer, reader.config, self.name)
-        self.in_windows('validation', 1)
-
 # %% ../nbs/16_reading.ipynb #80e9735f
+@patch
+def find(self:Reading, s:SquadSettings)->tuple:
+    "Look for device, model and data; the names that sections may be called by."
+    names = super(Reading, self).find(s)
+    self.data = load_squad(s.version, s.data)
+    return *names, self.data.source
+
+@patch
+def check(self:Reading):
+    "The model's weights, its tokenizer and its positions, before anything is computed."
+    reader = load_reader(self.source)
+    check_length(reader, self.settings.max_length)
+    check_words(self.tokenizer, reader.config, self.name)
+    self.in_windows('validation', 1)
+
+# %% ../nbs/16_reading.ipynb #9efd76fe
 @patch
 def in_windows(self:Reading,
     split:str,
@@ -117,6 +133,7 @@ def in_windows(self:Reading,
     if most: rows = rows.select(range(min(most, len(rows))))
     return windows(rows, self.tokenizer, s.max_length, s.stride, s.max_question, places=split!='train')
 
+# %% ../nbs/16_reading.ipynb #435289e6
 @patch
 def summary(self:Reading)->dict:
     "What this run uses, in words."
@@ -162,6 +179,7 @@ def reader_folder(self:Reading)->Path:
         write_json(folder/'training.json', told | dict(windows=len(rows)))
     return self.keep('readers', build)
 
+# %% ../nbs/16_reading.ipynb #36971890
 @patch(as_prop=True)
 @once
 def said(self:Reading)->dict[str,Answer]:
@@ -173,20 +191,25 @@ def said(self:Reading)->dict[str,Answer]:
 
 # %% ../nbs/16_reading.ipynb #46914fb4
 @patch
-def _record(self:Reading, training:dict, scores:dict)->dict:
-    "What `run.json` holds."
+def _read_from(self:Reading, training:dict)->dict:
+    "What the record says about the data; a folder of one's own is not named."
     s,d = self.settings,self.data
     where = d.where if d.source!='folder' else f'SQuAD {s.version} from files in its format'
-    data = dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial,
+    return dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial,
                 rows={k:len(v) for k,v in d.splits.items()}, windows=dict(train=training['windows']))
-    settings = {k:v for k,v in asdict(s).items() if k not in ('model','data')}
-    return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides, data=data,
+
+@patch
+def _record(self:Reading, training:dict, scores:dict)->dict:
+    "What `run.json` holds."
+    settings = {k:v for k,v in asdict(self.settings).items() if k not in ('model','data')}
+    return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides, data=self._read_from(training),
         settings=settings | dict(task=self.task, method='finetune', padding='masked'),
         model=dict(name=self.name, source=self.source.source, fingerprint=self.weights),
         environment=training['environment'], peak_memory=training['peak_memory'],
         seconds=dict(student=training['seconds']),
         scores=dict(teacher={}, student=scores), best=scores, history=training['history'])
 
+# %% ../nbs/16_reading.ipynb #6e399423
 @patch
 def recorded(self:Reading)->runs.Run:
     "Evaluate the fine-tuned model and write the record."
@@ -211,12 +234,17 @@ def _wrapped(text:str, tags:list[str])->str:
     for tag in tags: text = f'<{tag}>{text}</{tag}>'
     return text
 
+def _marks(context:str, text:str, answers:dict)->list[tuple[int,int,str]]:
+    "Where the first gold answer and the prediction stand: start, end and tag."
+    marks = [(i, i+len(t), 'u') for t,i in zip(answers['text'][:1], answers['answer_start'])]
+    if not text: return marks
+    at = next((x for x,_,_ in marks if context.startswith(text, x)), context.find(text))
+    return [*marks, (at, at+len(text), 'b')]
+
+# %% ../nbs/16_reading.ipynb #2ae19730
 def _marked(context:str, text:str, answers:dict, around:int=90)->str:
     "`context` as HTML, the prediction bold and the first gold answer underlined, cut to what is around them."
-    marks = [(i, i+len(t), 'u') for t,i in zip(answers['text'][:1], answers['answer_start'])]
-    if text:
-        at = next((x for x,_,_ in marks if context.startswith(text, x)), context.find(text))
-        marks.append((at, at+len(text), 'b'))
+    marks = _marks(context, text, answers)
     low = max(0, min((m[0] for m in marks), default=0)-around)
     high = max((m[1] for m in marks), default=around)+around
     cuts = sorted({low, min(high, len(context)), *(p for m in marks for p in m[:2])})
@@ -225,6 +253,14 @@ def _marked(context:str, text:str, answers:dict, around:int=90)->str:
     return '… '*(low>0)+''.join(parts)+' …'*(high<len(context))
 
 # %% ../nbs/16_reading.ipynb #9cc0428c
+def _compared(r:dict, text:str)->dict:
+    "A question, where the prediction `text` and the gold answer stand, and the scores of the prediction."
+    def say(text): return html.escape(text) or '(no answer)'
+    golds = list(dict.fromkeys(r['answers']['text']))
+    em,f1 = (max(f(text, g) for g in gold_texts(r['answers'])) for f in (exact_match, token_f1))
+    return dict(question=html.escape(r['question']), context=_marked(r['context'], text, r['answers']),
+                prediction=say(text), gold=' / '.join(map(say, golds or [''])), em=int(em), f1=f'{f1:.2f}')
+
 def beside_gold(
     predictions:dict[str,str], # Question id to text
     rows:Dataset, # Their questions
@@ -232,11 +268,5 @@ def beside_gold(
 )->str: # HTML
     "Predictions (bold) beside gold answers (underlined) in their context; a `ValueError` if one is missing."
     if missing := [i for i in rows['id'] if i not in predictions]: raise ValueError(f'no prediction for {missing[0]}')
-    def say(text): return html.escape(text) or '(no answer)'
-    def line(r):
-        text,golds = predictions[r['id']],list(dict.fromkeys(r['answers']['text']))
-        em,f1 = (max(f(text, g) for g in gold_texts(r['answers'])) for f in (exact_match, token_f1))
-        return dict(question=html.escape(r['question']), context=_marked(r['context'], text, r['answers']),
-                    prediction=say(text), gold=' / '.join(map(say, golds or [''])), em=int(em), f1=f'{f1:.2f}')
     some = rows.select(np.linspace(0, len(rows)-1, min(n, len(rows))).round().astype(int))
-    return pd.DataFrame([line(r) for r in some]).to_html(escape=False, index=False)
+    return pd.DataFrame([_compared(r, predictions[r['id']]) for r in some]).to_html(escape=False, index=False)

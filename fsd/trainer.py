@@ -15,7 +15,6 @@ from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
-from transformers.trainer_utils import rotate_checkpoints
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .models import weights_fingerprint
@@ -23,9 +22,10 @@ from .passes import forward
 from .features import KeptTeacher, LiveTeacher
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
-from .job import LogBeforeSave, NonFinite
+from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair
-from .given import DistillationConfig, as_pair, as_teacher, check_arguments, check_compared, check_memory, check_rate, check_student, paddings, read_teacher
+from .given import (DistillationConfig, as_pair, as_teacher, check_arguments, check_compared, check_memory, check_rate,
+                       check_student, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
 class DistillationTrainer(Trainer):
@@ -221,21 +221,10 @@ def _finish_checkpoint(self:DistillationTrainer, folder:Path):
     seal(folder, step=self.state.global_step, origin=self._origin)
 
 # %% ../nbs/10_trainer.ipynb #deb04bb8
-@contextmanager
-def _all_kept(args):
-    "Without a limit to the number of checkpoints."
-    limit,args.save_total_limit = args.save_total_limit,None
-    try: yield
-    finally: args.save_total_limit = limit
-
 @patch
 def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and what the objective learns, sealed before an older one goes."
-    with _all_kept(self.args): super(DistillationTrainer, self)._save_checkpoint(model, trial)
-    if not self.args.should_save: return
-    run = Path(self._get_output_dir(trial))
-    self._finish_checkpoint(run/f'checkpoint-{self.state.global_step}')
-    rotate_checkpoints(str(run), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True)
+    save_sealed(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), trial)
 
 # %% ../nbs/10_trainer.ipynb #02dabd20
 @contextmanager

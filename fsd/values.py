@@ -20,6 +20,7 @@ def settings_file()->Path:
     package = Path(importlib.util.find_spec('fsd').origin).parent
     return next(p for p in (package/'settings.ini', package.parent/'settings.ini') if p.exists())
 
+# %% ../nbs/00_values.ipynb #caba4266
 @cache
 def read_settings(
     path:Path|None=None, # Another file in the same format
@@ -27,6 +28,9 @@ def read_settings(
     """The parsed settings: comments start at `#`, `%` is itself.
 
     A section holds only what stands in it, `[DEFAULT]` being one like the others. A malformed file is an error.
+
+    >>> read_settings()['mnli']['memory_size']
+    '300'
     """
     path = Path(path or settings_file())
     ini = configparser.ConfigParser(inline_comment_prefixes='#', default_section='', interpolation=None)
@@ -44,6 +48,7 @@ def _integer(value):
     if not _number(value).is_integer(): raise ValueError
     return value if isinstance(value, int) else int(float(value))
 
+# %% ../nbs/00_values.ipynb #4f2c14be
 def _text(value):
     if isinstance(value, bool) or not isinstance(value, (str,os.PathLike,int,float)): raise ValueError
     if not str(value).strip(): raise ValueError
@@ -87,6 +92,14 @@ def setting(
 # %% ../nbs/00_values.ipynb #9c3e5a70
 _bounds = {'above':(gt,'above'), 'low':(ge,'at least'), 'high':(le,'at most'), 'below':(lt,'below')}
 
+def _check_bounds(name, value, own):
+    "A `ValueError` if `value` lies outside what the setting `own` allows."
+    if isinstance(value, float) and not math.isfinite(value): raise ValueError(f"{name}={value} must be finite")
+    rule = ({'high':2**31-1} if type(value) is int else {}) | rules[own]
+    for bound,(holds,words) in _bounds.items():
+        if bound in rule and not holds(value, rule[bound]):
+            raise ValueError(f"{name}={value} must be {words} {rule[bound]} ({own.metadata['help']})")
+
 def allowed(
     name:str,   # As for `parse`
     kind:type,
@@ -94,14 +107,10 @@ def allowed(
     own:Field,  # Its `setting`
 ):
     "`value` as `kind`, where its setting's rule allows it; else a `ValueError` with the value and what would be right."
-    value,rule = parse(name, kind, value),rules[own]
+    value,choices = parse(name, kind, value),rules[own].get('choices')
     if value is None: return None
-    if value not in rule.get('choices', [value]): raise unknown(name, value, rule['choices'])
-    if isinstance(value, float) and not math.isfinite(value): raise ValueError(f"{name}={value} must be finite")
-    if type(value) is int: rule = {'high':2**31-1} | rule # what counts steps and rows does so in 32 bits somewhere
-    for bound,(holds,words) in _bounds.items():
-        if bound in rule and not holds(value, rule[bound]):
-            raise ValueError(f"{name}={value} must be {words} {rule[bound]} ({own.metadata['help']})")
+    if choices is not None and value not in choices: raise unknown(name, value, choices)
+    _check_bounds(name, value, own)
     return value
 
 # %% ../nbs/00_values.ipynb #d2517b9f
@@ -127,6 +136,14 @@ def _inherited(cls:type)->dict[str,Field]:
 
 def _again(f:Field)->Field: return setting(f.metadata['help'], **rules[f])
 
+# %% ../nbs/00_values.ipynb #954ae0b6
+def _default(ini, section:str, name:str, kind:type, f:Field):
+    "What `section`, or else `[DEFAULT]`, says about `name`, read and checked."
+    where = section if name in ini[section] else 'DEFAULT'
+    if name not in ini[where]: raise ValueError(f"settings.ini, [{section}]: lacks {name!r} ({f.metadata['help']})")
+    try: return allowed(name, kind, ini[where][name], f)
+    except ValueError as e: raise ValueError(f"settings.ini, [{where}]: {e}") from None
+
 def from_ini(cls:type, section:str='DEFAULT')->type:
     "Make `cls` a dataclass whose defaults are the values of `section`, and of `[DEFAULT]` where it says nothing."
     ini,said = read_settings(),inspect.get_annotations(cls)
@@ -137,9 +154,5 @@ def from_ini(cls:type, section:str='DEFAULT')->type:
         for name,f in again.items(): setattr(cls, name, f)
         own |= again
     for name,f in own.items():
-        if 'required' in rules[f]: continue
-        where = section if name in ini[section] else 'DEFAULT'
-        if name not in ini[where]: raise ValueError(f"settings.ini, [{section}]: lacks {name!r} ({f.metadata['help']})")
-        try: f.default = allowed(name, cls.__annotations__[name], ini[where][name], f)
-        except ValueError as e: raise ValueError(f"settings.ini, [{where}]: {e}") from None
+        if 'required' not in rules[f]: f.default = _default(ini, section, name, cls.__annotations__[name], f)
     return dataclass(cls, kw_only=True)

@@ -275,6 +275,21 @@ def test_as_a_command(tmp_path, outputs, tiny):
     assert any('<u>' in o.data.get('text/html', '') for o in outs if 'data' in o)
     assert str(root) not in record.read_text() and sum(map(len, run.scores.values()))==6
 
+def test_a_run_killed_while_a_checkpoint_is_sealed_goes_on_from_the_one_before(outputs, tiny, monkeypatch, capsys):
+    class Killed(Exception): pass
+    usual,real = Reading.arguments,SoundTrainer._finish_checkpoint
+    monkeypatch.setattr(Reading, 'arguments', lambda self, *a, **kw: usual(self, *a, **kw, save_total_limit=1))
+    def kill(self, folder):
+        if self.state.global_step==8: raise Killed
+        real(self, folder)
+    with monkeypatch.context() as m:
+        m.setattr(SoundTrainer, '_finish_checkpoint', kill)
+        with pytest.raises(Killed): Reading(**tiny | dict(seed=3, epochs=3)).run()
+    run = Reading(**tiny | dict(seed=3, epochs=3))
+    assert sorted(p.name for p in run.checkpoints('readers').iterdir())==['checkpoint-4', 'checkpoint-8']
+    run.run()
+    assert 'Resuming from' in (said := capsys.readouterr().out) and 'checkpoint-4\n' in said and 'Skipped checkpoint-8' in said
+
 def test_a_killed_run_goes_on_and_ends_the_same(outputs, tiny, monkeypatch, capsys):
     whole = Reading(**tiny, seed=3)
     want = whole.run()
