@@ -311,8 +311,8 @@ def assign(
 )->tuple[Tensor,float]: # Nearest centroid of each example, (n,), and the sum of squared distances to it
     """Nearest of `centroids` to each example; a `ValueError` of what is not finite.
 
-    >>> assign(torch.tensor([[1., 0.], [5., 4.]]), torch.tensor([[5., 5.], [0., 0.]]))
-    (tensor([1, 0]), 2.0)
+    >>> assign(torch.tensor([[1., 0.], [5., 4.]]), torch.tensor([[5., 5.], [0., 0.]]))[0]
+    tensor([1, 0])
     """
     _check_centroids(centroids, _shape(x)[1])
     shift = centroids.float().mean(0).to(device)
