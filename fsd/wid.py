@@ -109,7 +109,7 @@ class Inheritance(TrainerCallback):
     Train its `model`, with its `parameter_groups`, and with itself among the callbacks; `finish` gives the small model.
     A width that the model cannot have, an unknown strategy or penalty and shares above 1 are a `ValueError`.
 
-    >>> from transformers import BertConfig
+    >>> from transformers import BertConfig, BertForSequenceClassification
     >>> size = dict(hidden_size=8, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16)
     >>> wid = Inheritance(BertForSequenceClassification(BertConfig(vocab_size=30, **size)), 4)
     >>> wid.finish().config.hidden_size

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 import torch
+from fastcore.basics import patch
 from torch import nn, Tensor
 from ..cka import check, float_of
 from ..losses import unit
@@ -113,24 +114,26 @@ class Blocks(nn.Module):
         taught = {f'{term}_{k}': int(k in blocks) for term in ('attention', 'cls') for k in range(1, len(left)+1)}
         return taught | {'ce': answers, 'kd': answers}
 
-    def note(self,
-        step:int, # The step just done; again for each part of its batch
-        values:Mapping[str, Tensor], # Active terms and their losses
-    ):
-        "See how the current block does, and leave it from the next step on if it is good enough."
-        taught = [k for k in range(1, len(self.left)+1) if f'cls_{k}' in values]
-        if not self.threshold or self.kind=='all' or not taught: return
-        k, value = taught[-1], float(values[f'cls_{taught[-1]}'])
-        block, last, steps, before, parts, today = self.watched.tolist()
-        if block!=k: last, steps, before = -1, 0, 0.
-        if step!=last:
-            if steps: before += (today - before) / min(steps, self.memory)
-            steps, parts, today = steps + 1, 0, 0.
-        parts += 1
-        today += (value - today) / parts
-        mean = before + (today - before) / min(steps, self.memory)
-        self.watched.copy_(torch.tensor([k, step, steps, before, parts, today]))
-        self.left[k-1] = step + 1 if steps>=self.memory and mean<self.threshold else 0
+# %% ../../nbs/baselines/internal.ipynb #c5b2e628
+@patch
+def note(self:Blocks,
+    step:int, # The step just done; again for each part of its batch
+    values:Mapping[str, Tensor], # Active terms and their losses
+):
+    "See how the current block does, and leave it from the next step on if it is good enough."
+    taught = [k for k in range(1, len(self.left)+1) if f'cls_{k}' in values]
+    if not self.threshold or self.kind=='all' or not taught: return
+    k, value = taught[-1], float(values[f'cls_{taught[-1]}'])
+    block, last, steps, before, parts, today = self.watched.tolist()
+    if block!=k: last, steps, before = -1, 0, 0.
+    if step!=last:
+        if steps: before += (today - before) / min(steps, self.memory)
+        steps, parts, today = steps + 1, 0, 0.
+    parts += 1
+    today += (value - today) / parts
+    mean = before + (today - before) / min(steps, self.memory)
+    self.watched.copy_(torch.tensor([k, step, steps, before, parts, today]))
+    self.left[k-1] = step + 1 if steps>=self.memory and mean<self.threshold else 0
 
 # %% ../../nbs/baselines/internal.ipynb #87111115
 def _matched(pair): return matched_block(pair.block, pair.depth_s, pair.depth_t)
