@@ -38,18 +38,20 @@ def _percent(scores:dict)->dict:
 
 def _edges(chosen:dict, tried:dict)->str:
     "Which of the chosen values are the lowest or highest tried, in words."
-    ends = {k:{max(v):'highest', min(v):'lowest'} for k,v in tried.items()}
-    return ', '.join(f'{k} {ends[k][v]}' for k,v in chosen.items() if v in ends[k])
+    numbers = {k:v for k,v in tried.items() if all(isinstance(x, (int,float)) for x in v)}
+    ends = {k:{max(v):'highest', min(v):'lowest'} for k,v in numbers.items()}
+    return ', '.join(f'{k} {ends[k][chosen[k]]}' for k in ends if chosen[k] in ends[k])
 
 # %% ../../nbs/tables/chosen.ipynb #470aea57
 def _grid(
     own:list[Run], # Trials of one method on one task
 )->list[dict]: # A row per trial, by its settings
     "What each setting of one method scored."
-    names = {k for k,v in own[0].record['settings'].items() if any(o.record['settings'][k]!=v for o in own)}
-    names = sorted(names, key=lambda k: (k!='lr', k))
-    own = sorted(own, key=lambda o: [o.record['settings'][k] for k in names])
-    values = [{k:o.record['settings'][k] for k in names} for o in own]
+    said = [o.record['settings'] for o in own] # one that came later is missing in older records, and none
+    names = sorted({k for s in said for k in s if any(o.get(k)!=s[k] for o in said)}, key=lambda k: (k!='lr', k))
+    def of(o): return {k:o.record['settings'].get(k) for k in names}
+    own = sorted(own, key=lambda o: [(v is not None, v) for v in of(o).values()])
+    values = [of(o) for o in own]
     scored = [_percent(o.scores['holdout']) for o in own]
     best = max(range(len(own)), key=lambda i: scored[i]['mean'])
     edge = _edges(values[best], {k:{v[k] for v in values} for k in names})
@@ -58,7 +60,7 @@ def _grid(
     def row(i, v):
         marks = dict(chosen='yes', edge=edge) if i==best else dict(chosen='', edge='')
         used = 'yes' if all(usual[k]==x for k,x in v.items()) else ''
-        setting = ', '.join(f'{k} {x:g}' for k,x in v.items())
+        setting = ', '.join(f'{k} {x:g}' if isinstance(x, (int,float)) else f'{k} {x}' for k,x in v.items())
         return dict(method=method, task=task, setting=setting, **scored[i], **marks, used=used)
     return [row(i, v) for i,v in enumerate(values)]
 
