@@ -260,3 +260,8 @@ def test_sizes_are_counted_from_files_and_holes_without(tmp_path, monkeypatch):
     assert t.loc['RTE', ['train, counted','dev, counted']].tolist()==['3 (a part)','277'] and t.drop('RTE')['dev, counted'].isna().all()
     monkeypatch.delenv('FSD_GLUE')
     assert sizes.present(['wnli'])=={} or sizes.present(['wnli'])['wnli'].source=='hub'
+
+def test_trials_may_differ_in_a_setting_that_older_records_do_not_have():
+    def trial(**kw): return made_up('mrpc', 'fsd', overrides=dict(holdout=.2, **kw), scores=dict(teacher={}, student=dict(holdout=dict(f1=.7, accuracy=.6))))
+    older,newer = trial(lr=1e-4),trial(lr=1e-4, layer=3)
+    assert chosen.grids([newer, older]).setting.tolist()==['layer None','layer 3']
