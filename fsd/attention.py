@@ -9,6 +9,7 @@ __all__ = ['attention', 'Call', 'Watch', 'in_the_open', 'check_call']
 import torch
 import torch.nn.functional as F
 from contextlib import contextmanager
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -16,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 def attention(
     queries:Tensor, # (N, H, L, d)
     keys:Tensor,    # (N, H, L, d)
-    mask:Tensor|None=None, # (N, L), False at padding; or of scores, (N, 1, L, L) or (N, H, L, L): False where nothing is seen, or what is added to them
+    mask:Tensor|None=None, # (N, L), False at padding; or of scores, (N, 1 or H, L, L): False unseen, or what is added
     scale:float|None=None, # Of the products; one over the root of d if None
     causal:bool=False,     # Whether only what came before is seen
 )->Tensor: # (N, H, L, L), zero in the columns of padding
@@ -34,7 +35,9 @@ def attention(
 
 # %% ../nbs/04_attention.ipynb #1eb5f41b
 class Call:
-    "One computation of attention: `queries`, `keys` and `values` (N, H, L, d), what it `gave` (N, H, L, d), its `map()` and the pairs that it had `seen()`."
+    """One computation of attention: `queries`, `keys` and `values`, and what it `gave`, each (N, H, L, d).
+
+    `map()` is its map and `seen()` the pairs that could be seen."""
     def __init__(self, queries, keys, values, gave, mask=None, causal=False, scale=None, made=None, scores=None):
         self.queries,self.values,self.gave,self._made = queries,self._each(values, gave),gave,made
         self.keys = None if keys is None else self._each(keys, gave)
@@ -43,25 +46,25 @@ class Call:
     @staticmethod
     def _each(x, like): return x if x.shape[1]==like.shape[1] else x.repeat_interleave(like.shape[1]//x.shape[1], 1)
 
-    def map(self)->Tensor: # (N, H, L, L), before dropout, in float32
-        if self._made is None: self._made = attention(self.queries, self.keys, *self._how)
-        return self._made.float()
+# %% ../nbs/04_attention.ipynb #47bab6d1
+@patch
+def map(self:Call)->Tensor: # (N, H, L, L)
+    "The map before dropout, in float32: rows are queries and sum to 1."
+    if self._made is None: self._made = attention(self.queries, self.keys, *self._how)
+    return self._made.float()
 
-    def seen(self)->Tensor: # (N or 1, H or 1, L, L), False where a token cannot attend
-        mask,_,causal = self._how
-        least = torch.finfo(self.values.dtype).min/2
-        if self._scores is not None: return self._scores>least
-        on = torch.ones(1, 1, *[self.queries.shape[2]]*2, dtype=torch.bool, device=self.queries.device)
-        if causal: on = on.tril()
-        return on if mask is None else on & (mask if mask.dtype is torch.bool else mask>least)
+# %% ../nbs/04_attention.ipynb #2a50499e
+@patch
+def seen(self:Call)->Tensor: # (N or 1, H or 1, L, L)
+    "False where a token cannot attend to another."
+    mask,_,causal = self._how
+    least = torch.finfo(self.values.dtype).min/2
+    if self._scores is not None: return self._scores>least
+    on = torch.ones(1, 1, *[self.queries.shape[2]]*2, dtype=torch.bool, device=self.queries.device)
+    if causal: on = on.tril()
+    return on if mask is None else on & (mask if mask.dtype is torch.bool else mask>least)
 
 # %% ../nbs/04_attention.ipynb #95dc6494
-_fused = F.scaled_dot_product_attention
-_softmaxes = F.softmax, torch.softmax, Tensor.softmax
-_products = torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__
-_scalings = torch.mul, torch.div, Tensor.mul, Tensor.div, Tensor.__mul__, Tensor.__rmul__, Tensor.__truediv__
-_sdpa = dict(query='queries', key='keys', value='values', attn_mask='mask', is_causal='causal')
-
 class Watch(TorchFunctionMode):
     "Notes in `calls[l]` each `Call` of attention that is made while `at` is `l`, one of `layers`."
     def __init__(self,
@@ -82,29 +85,21 @@ class Watch(TorchFunctionMode):
         self.at = layer
         self._forget()
 
-    def __torch_function__(self, f, types, args=(), kwargs=None):
-        out = f(*args, **(kwargs or {}))
-        if self.at not in self.calls: return out
-        if f is _fused: self._note_fused(out, *args, **(kwargs or {}))
-        elif f in _softmaxes: self._note_softmax(out, args[0] if args else kwargs['input'])
-        elif f in _products and len(args)==2: self._note_product(out, *args)
-        elif f in _scalings and len(args)==2: self._note_scaling(out, *args)
-        return out
-
-# %% ../nbs/04_attention.ipynb #e3e17201
-from fastcore.basics import patch
-
+# %% ../nbs/04_attention.ipynb #19496cea
 @patch
-def _note_fused(self:Watch, out, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None, enable_gqa=False):
+def _note_fused(self:Watch, out, query, key, value, attn_mask=None, dropout_p=0., is_causal=False, scale=None,
+                enable_gqa=False):
     self.calls[self.at].append(Call(query, key, value, out, attn_mask, is_causal, scale))
+
+# %% ../nbs/04_attention.ipynb #7f28f365
+@patch
+def _is_map(self:Watch, x)->bool: return isinstance(x, Tensor) and x.ndim in (3,4) and x.shape[-2:]==self.square
 
 @patch
 def _heads(self:Watch, x:Tensor)->Tensor: # (N, H, ., .)
     return x.unflatten(0, (self.rows,-1)) if x.ndim==3 else x
 
-@patch
-def _is_map(self:Watch, x)->bool: return isinstance(x, Tensor) and x.ndim in (3,4) and x.shape[-2:]==self.square
-
+# %% ../nbs/04_attention.ipynb #e3e17201
 @patch
 def _note_scaling(self:Watch, out, x, y):
     "Remember the tensor that a number has scaled."
@@ -112,19 +107,39 @@ def _note_scaling(self:Watch, out, x, y):
     if a!=b: self._scaled.append((out, x if a else y))
 
 @patch
-def _note_product(self:Watch, out, x, y):
-    "A product before a softmax may be of queries and keys; the first one after it, of a map, is with the values."
-    if self._map is None:
-        if self._is_map(out): self._made.append((out, *(next((o for s,o in self._scaled if s is f), f) for f in (x,y))))
-    elif self._is_map(x) and x.numel()==self._map[0].numel():
-        (made,scores,q,k),self._map = self._map,None
-        self.calls[self.at].append(Call(q, k, self._heads(y), self._heads(out), made=self._heads(made), scores=self._heads(scores)))
-
-@patch
 def _note_softmax(self:Watch, out, scores):
     if not self._is_map(out): return
     _,q,k = next((m for m in self._made if m[0].numel()==out.numel()), (None, None, None))
     self._map = out,scores,None if q is None else self._heads(q),None if k is None else self._heads(k.mT)
+
+# %% ../nbs/04_attention.ipynb #889868eb
+@patch
+def _note_product(self:Watch, out, x, y):
+    "A product before a softmax may be of queries and keys; the first one after it, of a map, is with the values."
+    if self._map is None:
+        if not self._is_map(out): return
+        unscaled = (next((o for s,o in self._scaled if s is f), f) for f in (x,y))
+        self._made.append((out, *unscaled))
+    elif self._is_map(x) and x.numel()==self._map[0].numel():
+        (made,scores,q,k),self._map = self._map,None
+        made,scores = self._heads(made),self._heads(scores)
+        self.calls[self.at].append(Call(q, k, self._heads(y), self._heads(out), made=made, scores=scores))
+
+# %% ../nbs/04_attention.ipynb #0e967d44
+_fused = F.scaled_dot_product_attention
+_softmaxes = F.softmax, torch.softmax, Tensor.softmax
+_products = torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__
+_scalings = torch.mul, torch.div, Tensor.mul, Tensor.div, Tensor.__mul__, Tensor.__rmul__, Tensor.__truediv__
+
+@patch
+def __torch_function__(self:Watch, f, types, args=(), kwargs=None):
+    out = f(*args, **(kwargs or {}))
+    if self.at not in self.calls: return out
+    if f is _fused: self._note_fused(out, *args, **(kwargs or {}))
+    elif f in _softmaxes: self._note_softmax(out, args[0] if args else kwargs['input'])
+    elif f in _products and len(args)==2: self._note_product(out, *args)
+    elif f in _scalings and len(args)==2: self._note_scaling(out, *args)
+    return out
 
 # %% ../nbs/04_attention.ipynb #b32f4623
 @contextmanager
@@ -139,9 +154,12 @@ def in_the_open(model:nn.Module):
 
 # %% ../nbs/04_attention.ipynb #30a0e389
 def check_call(call:Call, name:str):
-    "A `ValueError` with the `name` of the model if the map of `call`, made without dropout, times its values is not what the attention gave."
+    """A `ValueError` with the `name` of the model if the map of `call` times its values is not what the attention gave.
+
+    `call` is one without dropout."""
     lacks = [k for k in ('queries','keys') if getattr(call, k) is None]
     exact = call.gave.dtype in (torch.float32, torch.float64)
     gave,got = call.gave.float(),call.map() @ call.values.float()
     alike = gave.shape==got.shape and (gave-got).abs().max() <= (1e-3 if exact else 5e-2)*(call.values.abs().max()+1e-9)
-    if lacks or not alike: raise ValueError(f'attention of {name} cannot be read: {"no product of " + " and ".join(lacks) if lacks else "its map and values do not give what it gave"}')
+    why = 'no product of ' + ' and '.join(lacks) if lacks else 'its map and values do not give what it gave'
+    if lacks or not alike: raise ValueError(f'attention of {name} cannot be read: {why}')

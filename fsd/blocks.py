@@ -17,8 +17,10 @@ from transformers import PreTrainedModel
 
 # %% ../nbs/04_blocks.ipynb #b87b9c99
 def plain(model:nn.Module)->nn.Module:
-    "`model` without what distributed training or compilation wraps around it."
-    if isinstance(model, nn.DataParallel): raise ValueError('nn.DataParallel mixes up what replicas see; start one process per GPU with `accelerate launch`')
+    "`model` without what distributed training or compilation wraps around it; a `ValueError` for `nn.DataParallel`."
+    if isinstance(model, nn.DataParallel):
+        raise ValueError('nn.DataParallel mixes up what replicas see; '
+                         'start one process per GPU with `accelerate launch`')
     return extract_model_from_parallel(model, keep_torch_compile=False)
 
 # %% ../nbs/04_blocks.ipynb #9116bc47
@@ -27,7 +29,8 @@ def _stack(model:nn.Module)->nn.ModuleList|None:
     lists = [m for m in model.base_model.modules() if isinstance(m, nn.ModuleList)]
     inner = {id(x) for m in lists for x in m.modules() if x is not m}
     found = [m for m in lists if id(m) not in inner and len(m)==model.config.num_hidden_layers]
-    return found[0] if len(found)==1 and not any(isinstance(b, nn.ModuleList) for b in found[0]) else None
+    if len(found)!=1 or any(isinstance(b, nn.ModuleList) for b in found[0]): return None
+    return found[0]
 
 # %% ../nbs/04_blocks.ipynb #092d2c3a
 def _shared(model:nn.Module)->list[nn.Module]:
@@ -39,7 +42,8 @@ def _shared(model:nn.Module)->list[nn.Module]:
 
 def shares_weights(model:nn.Module)->bool:
     "Whether `model` calls a block more than once, so that fewer blocks are no fewer parameters."
-    return _stack(plain(model)) is None and len({id(b) for b in _shared(plain(model))})<plain(model).config.num_hidden_layers
+    m = plain(model)
+    return _stack(m) is None and len({id(b) for b in _shared(m)})<m.config.num_hidden_layers
 
 # %% ../nbs/04_blocks.ipynb #319ebb41
 def blocks(
@@ -47,16 +51,20 @@ def blocks(
 )->nn.ModuleList|list[nn.Module]: # Lowest first; one of them more than once where layers are shared
     """The Transformer blocks of `model`.
 
-    A `ValueError` that names the class if it has not one list of them: encoder-decoders, and encoders that keep the parts of their blocks apart (XLM) or pool between them (Funnel).
+    A `ValueError` that names the class if it has not one list of them: encoder-decoders, and encoders that keep the
+    parts of their blocks apart (XLM) or pool between them (Funnel).
     """
     m = plain(model)
     name,n = type(m).__name__,getattr(m.config, 'num_hidden_layers', None)
     if getattr(m.config, 'is_encoder_decoder', False):
-        raise ValueError(f'{name} is an encoder and a decoder, and its answers come from the decoder; take an encoder, such as BERT, RoBERTa, DeBERTa or ModernBERT')
-    if n is None: raise ValueError(f'the configuration of {name} does not say how many blocks it has (num_hidden_layers)')
+        raise ValueError(f'{name} is an encoder and a decoder, and its answers come from the decoder; '
+                         'take an encoder, such as BERT, RoBERTa, DeBERTa or ModernBERT')
+    if n is None:
+        raise ValueError(f'the configuration of {name} does not say how many blocks it has (num_hidden_layers)')
     if (stack := _stack(m)) is not None: return stack
     if shared := _shared(m): return shared
-    raise ValueError(f'{name} has no one list of its {n} blocks that are called one after another, so that its layers cannot be told apart')
+    raise ValueError(f'{name} has no one list of its {n} blocks that are called one after another, '
+                     'so that its layers cannot be told apart')
 
 def depth(model:nn.Module)->int:
     "Number of blocks, as often as they are called."
@@ -65,14 +73,15 @@ def depth(model:nn.Module)->int:
 # %% ../nbs/04_blocks.ipynb #4c405a2a
 def layer_index(
     depth:int, # Blocks of the model
-    i:int,     # 0 the embedding output, `l` the output of block `l`; -1 the last block, -2 the one before it (the penultimate)
+    i:int,     # 0 the embedding output, `l` that of block `l`; -1 the last block, -2 the penultimate
 )->int: # Between 0 and `depth`
     """Count a layer from below, as `h[0]`…`h[depth]`.
 
     >>> [layer_index(12, i) for i in (0, 12, -1, -2, -13)]
     [0, 12, 12, 11, 0]
     """
-    if not -depth-1<=i<=depth: raise ValueError(f'layer {i} does not exist: a model of {depth} blocks has layers {-depth-1} to {depth}')
+    if not -depth-1<=i<=depth:
+        raise ValueError(f'layer {i} does not exist: a model of {depth} blocks has layers {-depth-1} to {depth}')
     return i%(depth+1)
 
 # %% ../nbs/04_blocks.ipynb #8854565b
@@ -86,7 +95,8 @@ def block_kinds(model:nn.Module)->list[str]:
 def positions(model:nn.Module)->int|float:
     "How many positions `model` has for the tokens of a row; infinity if it names no limit."
     m = plain(model)
-    most,table = getattr(m.config, 'max_position_embeddings', None),getattr(getattr(m.base_model, 'embeddings', None), 'position_embeddings', None)
+    most = getattr(m.config, 'max_position_embeddings', None)
+    table = getattr(getattr(m.base_model, 'embeddings', None), 'position_embeddings', None)
     if most is None or most<=0: return math.inf
     return most if getattr(table, 'padding_idx', None) is None else most-table.padding_idx-1
 
@@ -96,7 +106,8 @@ def check_length(
 ):
     "A `ValueError` if rows of `length` are longer than `model` has positions."
     if length > (most := positions(model)):
-        raise ValueError(f'max_length={length} is more than the {most} positions of this {plain(model).config.model_type} model')
+        raise ValueError(f'max_length={length} is more than the {most} positions of '
+                         f'this {plain(model).config.model_type} model')
 
 # %% ../nbs/04_blocks.ipynb #339e7e6f
 _of_the_whole = 'architectures', 'pos_att_type' # lists of a configuration that are not about blocks, however long
@@ -109,7 +120,8 @@ def trimmed(
     new,n,keep = copy.deepcopy(config),config.num_hidden_layers,list(keep)
     new.num_hidden_layers = len(keep)
     for k,v in vars(config).items():
-        if isinstance(v, (list,tuple)) and len(v)==n and k not in _of_the_whole and not k.endswith('token_id'): setattr(new, k, [v[i-1] for i in keep])
+        of_blocks = isinstance(v, (list,tuple)) and len(v)==n and k not in _of_the_whole and not k.endswith('token_id')
+        if of_blocks: setattr(new, k, [v[i-1] for i in keep])
     return new
 
 # %% ../nbs/04_blocks.ipynb #b6e276a0
@@ -117,8 +129,10 @@ def classifier_name(model:PreTrainedModel)->str:
     "Name of the linear map that gives the logits; a `ValueError` if `model` is no classifier."
     m = plain(model)
     inside = {id(x) for b in blocks(m) for x in b.modules()}
-    heads = [k for k,x in m.named_modules() if isinstance(x, nn.Linear) and x.out_features==m.config.num_labels and id(x) not in inside]
-    if 'SequenceClassification' not in type(m).__name__ or not heads: raise ValueError(f'{type(m).__name__} has no classifier; load it with load_teacher')
+    maps = {k:x for k,x in m.named_modules() if isinstance(x, nn.Linear) and id(x) not in inside}
+    heads = [k for k,x in maps.items() if x.out_features==m.config.num_labels]
+    if 'SequenceClassification' not in type(m).__name__ or not heads:
+        raise ValueError(f'{type(m).__name__} has no classifier; load it with load_teacher')
     return heads[-1]
 
 # %% ../nbs/04_blocks.ipynb #17cf5035
@@ -129,8 +143,9 @@ def seeded(seed:int):
         torch.default_generator.manual_seed(seed) # weights are drawn on the CPU; a GPU's draws stay as they are
         yield
 
+# %% ../nbs/04_blocks.ipynb #5e573353
 def _moved(model:PreTrainedModel, keep:list[int])->dict:
-    "The weights of `model` without its other blocks, under the names that they have in a model of the blocks `keep`."
+    "The weights of `model` without its other blocks, named as in a model of the blocks `keep`."
     stack,weights = _stack(model),model.state_dict()
     where = next((f'{k}.' for k,x in model.named_modules() if x is stack), None)
     if where is None: return weights # the blocks share theirs
@@ -141,27 +156,34 @@ def _moved(model:PreTrainedModel, keep:list[int])->dict:
         elif int(number)+1 in keep: found[f'{where}{keep.index(int(number)+1)}.{rest}'] = v
     return found
 
+# %% ../nbs/04_blocks.ipynb #e4543ac8
 def cut(
     model:PreTrainedModel,  # A classifier, pre-trained or fine-tuned
-    keep:Iterable[int],     # Numbers of the blocks to keep, from 1, lowest first: `range(2, 13, 2)` is every other one of twelve
+    keep:Iterable[int],     # Numbers of the blocks to keep, from 1, lowest first
     seed:int=0,             # Of the fresh classifier
 )->PreTrainedModel: # Of the same class, sharing no memory with `model`; in eval mode
     """A student: embeddings, the blocks `keep` and what comes after the blocks of `model`, with a fresh classifier.
 
-    Where the blocks share their weights (ALBERT), a warning says that the student has all of them: it is faster, not smaller.
+    `range(2, 13, 2)` is every other one of twelve. A `ValueError` if `keep` is all blocks, or not in order.
+    Where the blocks share their weights (ALBERT), a warning says that the student has all of them:
+    it is faster, not smaller.
     """
     model,keep = plain(model),list(keep)
-    n,head = depth(model),classifier_name(model)
+    n,head,name = depth(model),classifier_name(model),type(model).__name__
     if not 1<=len(keep)<n or keep!=sorted({*keep} & {*range(1, n+1)}):
         raise ValueError(f'keep={keep}: a student keeps 1 to {n-1} of the blocks 1 to {n}, each once, lowest first')
-    if shares_weights(model): warnings.warn(f'the {n} blocks of this {type(model).__name__} share their weights: a student that calls {len(keep)} of them has as many parameters')
+    if shares_weights(model):
+        warnings.warn(f'the {n} blocks of this {name} share their weights: '
+                      f'a student that calls {len(keep)} of them has as many parameters')
     with seeded(seed): student = type(model)(trimmed(model.config, keep))
     ours,theirs = student.state_dict(),_moved(model, keep)
     if unlike := sorted(ours.keys() ^ theirs.keys()):
-        raise ValueError(f'the blocks {keep} of {type(model).__name__} cannot stand in this order: its blocks are not built alike ({unlike[0]}); keep block 1, or other blocks')
+        raise ValueError(f'the blocks {keep} of {name} cannot stand in this order: '
+                         f'its blocks are not built alike ({unlike[0]}); keep block 1, or other blocks')
     student.load_state_dict({k:ours[k] if k.startswith(head+'.') else v for k,v in theirs.items()})
     return student.to(model.device).eval()
 
+# %% ../nbs/04_blocks.ipynb #44bcd5e1
 def lower_half(
     model:PreTrainedModel,  # A classifier, pre-trained or fine-tuned
     layers:int|None=None,   # Blocks to keep; half of them if None
@@ -170,7 +192,8 @@ def lower_half(
     "A student: embeddings, lowest `layers` blocks and pooler of `model` with a fresh classifier."
     n = depth(model)
     if layers is None: layers = n//2
-    if not 1<=layers<n: raise ValueError(f'layers={layers}: a student of this model of {n} blocks keeps 1 to {n-1} of them')
+    if not 1<=layers<n:
+        raise ValueError(f'layers={layers}: a student of this model of {n} blocks keeps 1 to {n-1} of them')
     return cut(model, range(1, layers+1), seed)
 
 # %% ../nbs/04_blocks.ipynb #afeafb2b
@@ -178,7 +201,9 @@ def miniature(
     model:nn.Module, # May be without numbers
     seed:int=0,
 )->PreTrainedModel: # On the CPU, in eval mode
-    "A model of the class, widths and heads of `model`, of two of its blocks and at most a hundred words, with weights large enough that attention is not flat."
+    """A model of the class, widths and heads of `model`, of two of its blocks and at most a hundred words.
+
+    Its weights are large enough that attention is not flat."""
     m = plain(model)
     c = trimmed(m.config, range(1, min(2, depth(m))+1))
     for k,v in vars(c).items():

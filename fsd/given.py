@@ -24,18 +24,19 @@ from .job import OneDevice
 from .pairs import check_padding, label_kind
 
 # %% ../nbs/10_given.ipynb #5d1c7a40
-_whole = ('splits models or sequences over devices; features of whole layers are compared here: '
-          'start a process for each GPU with `accelerate launch` instead')
-_refused = dict(fsdp=_whole, deepspeed=_whole, parallelism_config=_whole,
-                use_liger_kernel="replaces a model's layers and loss with kernels of its own; "
-                                 "features are watched in the layers that the model came with")
-
 def check_rate(
     name:str, # For the message
     lr:float, # A learning rate; 0, which is meant to move nothing, passes
 ):
     "A `ValueError` if `lr` is too small to move a weight; it obeys the rule of the setting `lr`."
     if lr: allowed(name, float, float(lr), Settings.__dataclass_fields__['lr'])
+
+# %% ../nbs/10_given.ipynb #c27f9960
+_whole = ('splits models or sequences over devices; features of whole layers are compared here: '
+          'start a process for each GPU with `accelerate launch` instead')
+_refused = dict(fsdp=_whole, deepspeed=_whole, parallelism_config=_whole,
+                use_liger_kernel="replaces a model's layers and loss with kernels of its own; "
+                                 "features are watched in the layers that the model came with")
 
 def _refuse(args:TrainingArguments):
     "A `ValueError` for an argument of transformers that cannot mean here what it means there."
@@ -72,6 +73,7 @@ def check_student(
         raise ValueError(f"the method {method.says!r} trains a model that shrinks: pass an `fsd.Inheritance`'s model, "
                          "it among the callbacks, and its parameter_groups")
 
+# %% ../nbs/10_given.ipynb #0c1a1790
 def check_memory(memory):
     "A `ValueError` unless `memory` is none, or the teacher's centroids, (K, L, D)."
     if memory is None or isinstance(memory, Tensor) and memory.ndim==3 and memory.isfinite().all(): return
@@ -184,7 +186,8 @@ def paddings(
     tokenizer=None,
 )->tuple: # For training, and for evaluation
     "How rows become batches; a `ValueError` if a model would read padding, or has fewer positions than `max_length`."
-    pad,taught_by = tokenizer.pad_token_id if tokenizer else model.config.pad_token_id or 0,getattr(teacher, 'model', model)
+    pad = tokenizer.pad_token_id if tokenizer else model.config.pad_token_id or 0
+    taught_by = getattr(teacher, 'model', model)
     for who,m in (('the student', model), ('the teacher', taught_by)): check_padding(m, pad, who)
     if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (collate(pad),)*2
     for m in (model, taught_by): check_length(m, args.max_length)

