@@ -17,7 +17,7 @@ from transformers import BertForMaskedLM, BertForSequenceClassification, PreTrai
 
 from .cka import float_of
 from .tasks import unknown
-from .models import blocks, plain
+from .blocks import blocks, plain
 
 # %% ../nbs/11_compactors.ipynb #45eaa1dc
 def _eye(n:int, like:Tensor)->nn.Parameter:

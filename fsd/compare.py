@@ -15,7 +15,7 @@ from torch import Tensor
 from .analysis import estimators
 from .cka import check, exact, gram, u_center
 from .losses import flat, unit
-from .models import depth, layer_index
+from .blocks import depth, layer_index
 from .passes import forward
 from .tasks import unknown
 

@@ -20,7 +20,8 @@ from .demo import demo_rows
 from .job import Job, NonFinite, SoundTrainer, once
 from .kept import fingerprint, read_json, shown, write_json
 from .machine import environment
-from .models import check_words, load_tokenizer, model_fingerprint, plain, quiet
+from .blocks import plain
+from .models import check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import CompressionSettings
 from .tasks import tasks
 from .compactors import wid_config, wid_size

@@ -16,8 +16,9 @@ from .glue import GlueData, load
 from .job import Job, once
 from .kept import fingerprint
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
-from .models import (check_words, depth, find_model, load_config, load_teacher, load_tokenizer, lower_half,
-                        model_fingerprint, model_name, positions, sketch)
+from .blocks import depth, lower_half, positions
+from .models import (check_words, find_model, load_config, load_teacher, load_tokenizer, model_fingerprint, model_name,
+                        sketch)
 from .own import OwnData, check_name, own_data
 from .passes import random_features
 from .settings import (Settings, check_fit, jobs, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,

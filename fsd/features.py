@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from .rows import collate, listed, places, row_idx, row_name, tokens
 from .kept import fingerprint, kept, need_space, read_json, shown, verify
-from .models import check_length, depth, layer_index, weights_fingerprint
+from .blocks import check_length, depth, layer_index
+from .models import weights_fingerprint
 from .passes import Features, forward
 
 # %% ../nbs/09_features.ipynb #61aefddf

@@ -16,7 +16,8 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from .settings import Knobs, Settings
 from .values import allowed
 from .rows import collate
-from .models import check_length, depth, find_model, quiet
+from .blocks import check_length, depth
+from .models import find_model, quiet
 from .features import LiveTeacher
 from .methods import Objective, check_shows
 from .terms import Method, Pair

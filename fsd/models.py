@@ -17,8 +17,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
-from .blocks import ( # the next chapters take them from here
-    blocks, check_length, depth, layer_index, lower_half, plain, positions, seeded)
+from .blocks import lower_half, seeded
 from .glue import check_labels, hub_answers
 from .tasks import find_task
 from .kept import sha256

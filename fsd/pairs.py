@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from datasets import Dataset
-from .models import plain
+from .blocks import plain
 from .passes import token_read
 from .rows import listed, row_name
 from .features import KeptTeacher

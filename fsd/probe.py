@@ -11,7 +11,7 @@ from torch import nn, Tensor
 from fastcore.basics import patch
 from transformers import TrainerCallback
 from . import compare
-from .models import depth
+from .blocks import depth
 from .passes import forward
 
 # %% ../nbs/14_probe.ipynb #c63bc680

@@ -20,7 +20,8 @@ from transformers import (MODEL_FOR_QUESTION_ANSWERING_MAPPING, AutoConfig, Auto
 from . import runs
 from .job import Job, SoundTrainer, once
 from .kept import fingerprint, read_json, write_json
-from .models import check_folder, check_length, check_words, load_tokenizer, model_fingerprint, quiet
+from .blocks import check_length
+from .models import check_folder, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import SquadSettings, beside
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
 from .windows import Answer, answers, rightwards, windows

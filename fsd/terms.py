@@ -71,7 +71,7 @@ def compared_states(pair:Pair)->tuple[set,set]:
     """
     l_s,l_t = compared(pair)
     if not l_s:
-        raise ValueError(f"structures would compare the embeddings of a student of {pair.depth_s} blocks with "
+        raise ValueError(f"structures would compare the student's embeddings (it has {pair.depth_s} block{'s'*(pair.depth_s>1)}) with "
                          f"block {l_t} of the teacher's {pair.depth_t}, and teach no block of it; "
                          "take a student of 2 or more, a higher layer, or a method that compares logits")
     return {('hidden',l_s)}, {('hidden',l_t)}
