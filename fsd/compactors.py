@@ -143,6 +143,7 @@ def _norms(model, of:str)->list:
     norms = [m for m in model.modules() if isinstance(m, CompactedLayerNorm) and m.of==of]
     return [(p,0) for m in norms for p in (m.weight, m.bias)]
 
+# %% ../nbs/11_compactors.ipynb #f5336dbb
 def tied_sets(
     model:nn.Module, # A compacted model
 )->dict[str,Tied]: # 'stream', 'inner.0'…, 'ffn.0'…, 'head'

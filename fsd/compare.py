@@ -71,6 +71,7 @@ def _euclid(h):
 
 _distances = {'euclid': _euclid, 'cosine': lambda h: unit(h)@unit(h).mT}
 
+# %% ../nbs/13_compare.ipynb #7f1d4ee3
 def _relations(
     h:Tensor, # Features, (N, L, D)
     m:Tensor, # 1 on real tokens, (N, L)
@@ -121,6 +122,7 @@ def _join(parts:list[Tensor])->Tensor|None:
     length = max(p.shape[1] for p in parts)
     return torch.cat([torch.cat([p, p.new_zeros(len(p), length-p.shape[1], *p.shape[2:])], 1) for p in parts])
 
+# %% ../nbs/13_compare.ipynb #64d79326
 def _taken(
     seen, # `Features` of a forward pass
     layer:int, # Counted from the embeddings at 0

@@ -28,6 +28,7 @@ def _again(rng, task, label):
     if task.regression or rng.random()>=noise: return label
     return rng.randrange(task.num_labels)
 
+# %% ../nbs/03_demo.ipynb #2dda0677
 def demo_rows(
     task:str, # Name of the task
     split:str, # `'train'` or one of the task's dev splits
