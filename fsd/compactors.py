@@ -23,6 +23,7 @@ from .blocks import blocks, plain
 def _eye(n:int, like:Tensor)->nn.Parameter:
     return nn.Parameter(torch.eye(n, dtype=like.dtype, device=like.device))
 
+# %% ../nbs/11_compactors.ipynb #05a560db
 class CompactedLinear(nn.Linear):
     """`linear` between a row compactor `left` (B, B) and a column compactor `right` (C, C), at first the same function.
 
