@@ -232,7 +232,7 @@ def belongs(self:Job,
     data,     # Has a `source`, and whether it is `complete`
     **named,  # `task`, `method` and `seed`
 ):
-    "Where the run belongs: a result, a demonstration or a trial, by its settings and its data."
+    "Where the run belongs: a result, one on data of one's own, a demonstration or a trial, by its settings and its data."
     self.partial = data.source!='demo' and not data.complete
     self.kind = runs.kind_of(self.settings, dict(source=data.source, partial=self.partial))
     self.folder = runs.folder_of(named, self.name, self.kind, self.overrides)

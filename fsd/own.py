@@ -299,7 +299,8 @@ def own_data(
 )->OwnData:
     """Rows of one's own as a task like GLUE's.
 
-    Whatever is wrong is a `ValueError` with its file and line before anything is computed; what is odd, a warning.
+    What is wrong is a `ValueError` before anything is computed, with file and line where there is one; what is not there,
+    a `FileNotFoundError`, a hub out of reach a `ConnectionError`; what is odd, a warning.
 
     >>> rows = pd.DataFrame(dict(text=['Fine.','Dull.','Good.','Bad.'], stars=[5,1,5,1]))
     >>> data = own_data(dict(train=rows, validation=rows[:2].assign(text=['Nice.','Flat.'])))

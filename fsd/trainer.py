@@ -32,7 +32,7 @@ class DistillationTrainer(Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher given as a folder is read in float32 whatever its files hold; a model is run in the precision that it has,
-    and half of it is said. What does not fit is a `ValueError` here, plain `TrainingArguments` are a `TypeError`. A loss
+    and half precision is said. What does not fit is a `ValueError` here, plain `TrainingArguments` are a `TypeError`. A loss
     is a mean over its batch; one that is not finite, or a gradient, ends the training with `fsd.job.NonFinite`.
     """
     _tag_names = ['fsd', 'knowledge-distillation']
