@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel
+from .tasks import counted
 
 # %% ../nbs/04_blocks.ipynb #b87b9c99
 def plain(model:nn.Module)->nn.Module:
@@ -81,7 +82,8 @@ def layer_index(
     [0, 12, 12, 11, 0]
     """
     if not -depth-1<=i<=depth:
-        raise ValueError(f'layer {i} does not exist: a model of {depth} blocks has layers {-depth-1} to {depth}')
+        raise ValueError(f"layer {i} does not exist: "
+                         f"a model of {counted(depth, 'block')} has layers {-depth-1} to {depth}")
     return i%(depth+1)
 
 # %% ../nbs/04_blocks.ipynb #8854565b
@@ -167,6 +169,12 @@ def cut(
     `range(2, 13, 2)` is every other one of twelve. A `ValueError` if `keep` is all blocks, or not in order.
     Where the blocks share their weights (ALBERT), a warning says that the student has all of them:
     it is faster, not smaller.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> big = BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=4))
+    >>> cut(big, range(2, 5, 2)).config.num_hidden_layers
+    2
     """
     model,keep = plain(model),list(keep)
     n,head,name = depth(model),classifier_name(model),type(model).__name__
@@ -189,11 +197,17 @@ def lower_half(
     layers:int|None=None,   # Blocks to keep; half of them if None
     seed:int=0,             # Of the fresh classifier
 )->PreTrainedModel: # Of the same class, sharing no memory with `model`; in eval mode
-    "A student: embeddings, lowest `layers` blocks and pooler of `model` with a fresh classifier."
+    """A student: embeddings, lowest `layers` blocks and pooler of `model` with a fresh classifier.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> lower_half(BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=4))).config.num_hidden_layers
+    2
+    """
     n = depth(model)
     if layers is None: layers = n//2
     if not 1<=layers<n:
-        raise ValueError(f'layers={layers}: a student of this model of {n} blocks keeps 1 to {n-1} of them')
+        raise ValueError(f'layers={layers}: a student keeps 1 to {n-1} of the {counted(n, "block")} of this model')
     return cut(model, range(1, layers+1), seed)
 
 # %% ../nbs/04_blocks.ipynb #afeafb2b

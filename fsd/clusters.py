@@ -354,7 +354,11 @@ def released_memory(
     """Memory as the authors' code makes it (`train_memory.py`), for comparison with `kmeans`.
 
     Centroids begin as noise near 0, scaled by the last batch's moments over the number of steps. Examples are assigned
-    to them, then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0."""
+    to them, then each centroid, from 0, moves halfway to each of its examples in turn; one without examples stays 0.
+
+    >>> released_memory(torch.eye(4), 2).centroids.shape
+    torch.Size([2, 4])
+    """
     n,p = _shape(x)
     if passes<3: raise ValueError(f"passes must be at least 3, or no centroid is ever updated, not {passes}")
     if k<1 or batch_size<1 or n<1 or p<2:

@@ -23,7 +23,7 @@ from .own import OwnData, check_name, own_data
 from .passes import random_features
 from .settings import (Settings, check_fit, jobs, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
                           sections_of, shared_out, that_matter)
-from .tasks import task_names
+from .tasks import counted, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
 from .wid import Inheritance
@@ -235,8 +235,9 @@ def check(self:Design)->Objective:
 def _student_in_words(self:Design)->tuple[str,str]: # And its pace
     s = self.settings
     if not self.inherits:
-        blocks,model = s.student_layers or 'half of the',model_name(self.student_source)
-        return f'{blocks} blocks of {model} ({s.student_init})', f'{s.lr:g}'
+        blocks = counted(s.student_layers, 'block') if s.student_layers else 'half of the blocks'
+        model = model_name(self.student_source)
+        return f'{blocks} of {model} ({s.student_init})', f'{s.lr:g}'
     width = wid_config(self.config, s.student_width, s.wid_strategy).hidden_size
     shape = f'{width} of {self.config.hidden_size} wide at the end ({s.wid_strategy})'
     return f'all blocks of {self.name} ({s.student_init}), {shape}', f'{s.lr/s.wid_lr_scale:g}, compactors at {s.lr:g},'
@@ -255,7 +256,7 @@ def summary(self:Design)->dict:
             'method':f"{s.method}: {self.method.says} ({self.method.paper})",
             'loss':' + '.join(f'{weigh(w)} {n}' for n,w in self.weights.items()),
             'model':self.source.words, 'student':student, 'padding':_paddings[s.padding].format(s.max_length),
-            'training':f'{s.epochs} epochs at {pace} in batches of {s.batch_size*s.accumulate}, {s.precision}; '
+            'training':f'{counted(s.epochs, "epoch")} at {pace} in batches of {s.batch_size*s.accumulate}, {s.precision}; '
                        f'teacher {s.teacher_epochs} at {s.teacher_lr:g}',
             **self.ending()}
 

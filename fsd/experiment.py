@@ -12,17 +12,17 @@ from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader
-from . import analysis, compare, runs
+from . import analysis, compare, glue, runs
 from .clusters import kmeans, released_memory
 from .design import Design, weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
-from .glue import scores
 from .job import once
 from .kept import need_space, read_json, shown, write_json
 from .models import load_teacher, model_name
 from .probe import Probe
 from .rows import collate, tokenise
 from .settings import Knobs
+from .tasks import counted
 from .given import DistillationConfig
 from .trainer import DistillationTrainer
 from .wid import Inheritance
@@ -33,6 +33,9 @@ class Experiment(Design):
 
     `teacher`, `features`, `memory` and `student` are what they say, `run()` evaluates and records. A `ValueError` names
     whatever would end the run after its teacher was trained.
+
+    >>> Experiment('wnli', 'vkd', data='demo', alpha=.25).settings.alpha
+    0.25
     """
     def __init__(self,
         task:str='wnli',    # GLUE task, or a name for data of your own
@@ -76,7 +79,7 @@ def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, ca
     if isinstance(model, Inheritance): model,groups,callbacks = model.model,model.parameter_groups,[*callbacks, model]
     return DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer, groups,
         callbacks=[*callbacks], eval_dataset={k:self.rows[k] for k in self.dev},
-        compute_metrics=lambda p: scores(self.task, p.predictions, p.label_ids))
+        compute_metrics=lambda p: glue.scores(self.task, p.predictions, p.label_ids))
 
 # %% ../nbs/15_experiment.ipynb #aa0621ba
 @patch
@@ -165,7 +168,7 @@ def on_teacher(self:Experiment)->dict:
 @patch
 def scores(self:Experiment, collected:dict)->dict:
     "`{split: {metric: value}}` of what `evaluate` gives."
-    return {split:scores(self.task, c.logits, c.labels) for split,c in collected.items()}
+    return {split:glue.scores(self.task, c.logits, c.labels) for split,c in collected.items()}
 
 # %% ../nbs/15_experiment.ipynb #562d6778
 @patch
@@ -173,7 +176,7 @@ def majority(self:Experiment)->dict:
     "Dev scores of always saying the most frequent training label, or the mean of a regression."
     labels = np.array(self.rows['train']['labels'])
     guess = labels.mean() if self.task.regression else np.eye(self.task.num_labels)[np.bincount(labels).argmax()]
-    def of(rows): return scores(self.task, np.tile(guess, (len(rows),1)), np.array(rows['labels']))
+    def of(rows): return glue.scores(self.task, np.tile(guess, (len(rows),1)), np.array(rows['labels']))
     return {split:of(self.rows[split]) for split in self.dev}
 
 # %% ../nbs/15_experiment.ipynb #a2e4e08d
@@ -205,7 +208,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
         print('features: the teacher runs in every step', flush=True)
         return LiveTeacher(self.teacher, needs, s.padding, precision=s.precision)
     found = self.kept_features(needs)
-    print(f'features: {len(found):,} rows of {sorted(found.needs) or "logits"} in {shown(found.folder)}', flush=True)
+    print(f'features: {counted(len(found), "row")} of {sorted(found.needs) or "logits"} in {shown(found.folder)}', flush=True)
     self.seconds['features'] = time.time()-start
     return found
 

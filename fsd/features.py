@@ -22,6 +22,7 @@ from .kept import fingerprint, kept, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
 from .models import weights_fingerprint
 from .passes import Features, forward
+from .tasks import counted
 
 # %% ../nbs/09_features.ipynb #61aefddf
 def row_lengths(
@@ -229,6 +230,16 @@ def keep_features(
 
     An `OSError` if the disk cannot hold it, a `ValueError` for rows that cannot be kept, values out of the range of
     half precision, and what is too large to keep.
+
+    >>> from tempfile import mkdtemp
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> model = BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=2))
+    >>> rows = [dict(idx=i, input_ids=[2, 5+i, 3], attention_mask=[1, 1, 1]) for i in range(3)]
+    >>> kept = keep_features(model, rows, frozenset({('hidden', 1)}), mkdtemp(), 'masked', 6, 0)
+    Keeping 3 rows of the teacher's logits and layer 1: ...
+    >>> kept(dict(input_ids=torch.tensor([[2, 7, 3]]), attention_mask=torch.ones(1, 3, dtype=int), idx=torch.tensor([2]))).hidden[1].shape
+    torch.Size([1, 3, 8])
     """
     _check_padding(padding)
     check_length(model, max_length)
@@ -243,7 +254,7 @@ def keep_features(
                  depth=depth(model), width=width)
     def build(tmp):
         size,what = planned_bytes(plan),_kinds(layers, cls)
-        print(f"Keeping {len(rows):,} rows of the teacher's {what}:", in_words(size), 'in', shown(tmp.parent), flush=True)
+        print(f"Keeping {counted(len(rows), 'row')} of the teacher's {what}:", in_words(size), 'in', shown(tmp.parent), flush=True)
         need_space(tmp, size)
         out = {name:open_memmap(tmp/f'{name}.npy', 'w+', dtype=kind, shape=shape) for name,(shape,kind) in plan.items()}
         idx = row_idx(rows)
@@ -327,6 +338,13 @@ class LiveTeacher:
     """A frozen model called with a batch as a kept teacher is: `teacher(batch) -> Features`.
 
     Runs without gradient and dropout; hidden states are (N, L, D), attention maps (N, H, L, L).
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> model = BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=2))
+    >>> batch = dict(input_ids=torch.ones(2, 4, dtype=int), attention_mask=torch.ones(2, 4, dtype=int))
+    >>> LiveTeacher(model, frozenset({('hidden', 1)}), 'masked')(batch).hidden[1].shape
+    torch.Size([2, 4, 8])
     """
     def __init__(self,
         model:PreTrainedModel,            # Moved to the batch's device when called

@@ -48,7 +48,12 @@ def _refuse(args:TrainingArguments):
 # %% ../nbs/10_given.ipynb #a45c5d9d
 @dataclass(kw_only=True)
 class DistillationConfig(Knobs, OneDevice):
-    "transformers' `TrainingArguments` with the knobs of the losses and the memory."
+    """transformers' `TrainingArguments` with the knobs of the losses and the memory.
+
+    >>> args = DistillationConfig('out', learning_rate=3e-5, beta=.5)
+    >>> args.beta, args.temperature, args.report_to
+    (0.5, 5.0, [])
+    """
     remove_unused_columns:bool = False  # `idx` tells equal rows of the teacher's kept features apart
     logging_nan_inf_filter:bool = False # it would log 0 for a loss that is not a number
     save_total_limit:int|None = 2       # the newest may be cut short by a kill

@@ -111,7 +111,11 @@ def find_term(name:str)->Term:
     return terms[name]
 
 def find_method(name:str)->Method:
-    "The method called `name`; a `ValueError` with the nearest one if there is none."
+    """The method called `name`; a `ValueError` with the nearest one if there is none.
+
+    >>> find_method('fsd_i').weights
+    {'ce': 'alpha', 'kd': '1-alpha', 'intra': 'beta*gamma_i'}
+    """
     if name not in methods: raise unknown('method', name, methods)
     return methods[name]
 
@@ -161,6 +165,9 @@ class Objective(nn.Module):
     A call takes the `Features` of both and labels, (N,), and gives the loss, a scalar without unit, and each active
     term's own value. A term of weight 0 is neither computed nor asked for; a `ValueError` if none is left, or if a
     memory is missing.
+
+    >>> Objective(find_method('vkd'), Pair(Knobs(alpha=.25), 2, 4, 8)).now(step=0, total=10)
+    {'ce': 0.25, 'kd': 0.75}
     """
     def __init__(self, method:Method, pair:Pair):
         super().__init__()

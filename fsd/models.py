@@ -180,7 +180,16 @@ def load_teacher(
 )->PreTrainedModel: # In float32 whatever the files hold, in eval mode
     """A classifier with the labels of `task`, quiet about a fresh head.
 
-    A `ValueError` if anything else is missing or a fine-tuned one has other labels."""
+    A `ValueError` if anything else is missing or a fine-tuned one has other labels.
+
+    >>> from tempfile import mkdtemp
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> folder = mkdtemp()
+    >>> BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=2)).save_pretrained(folder)
+    >>> load_teacher(folder, 'rte').config.id2label
+    {0: 'entailment', 1: 'not_entailment'}
+    """
     model = _folder(model)
     config = load_config(model)
     _check_head(config, task)

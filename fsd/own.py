@@ -24,7 +24,7 @@ from .sentences import cap, days, fill, films, hated, liked, noise, parts, two
 from .files import Table, of_dataset, of_frame, read_table, readers, suffix_of
 from .glue import GlueData, content, one_score
 from .kept import fingerprint
-from .tasks import Task, tasks, unknown
+from .tasks import Task, counted, tasks, unknown
 
 # %% ../nbs/02_own.ipynb #6e3a7269
 def _said(rows)->list[tuple[str,...]]: return [*zip(*(rows[c] for c in ('text','text_pair') if c in rows))]
@@ -66,7 +66,7 @@ def check_splits(
         warnings.warn(f"{len(both)} of {len(validation)} validation rows are in train too, "
                       f"{both[0][0]} as {both[0][1]}; on them scores measure memory")
     labels = train.groupby([c for c in ('text','text_pair') if c in train])['label'].nunique()
-    if n := int((labels>1).sum()): warnings.warn(f"{n} texts stand in train with more than one label")
+    if n := int((labels>1).sum()): warnings.warn(f"{counted(n, 'text')} in train with more than one label")
 
 # %% ../nbs/02_own.ipynb #a9493fba
 measures = dict(two=('accuracy','f1','macro_f1','matthews'), classes=('accuracy','macro_f1','matthews'),
@@ -210,7 +210,7 @@ def read(self:OwnData)->str:
     about = f' of {t.labels[t.positive]!r}' if 'f1' in t.metrics else ''
     return (f"text: {' with '.join(texts)}; label: {label}, {'scores' if t.regression else ' or '.join(t.labels)}; "
             f"measured: {', '.join(m+about*(m=='f1') for m in t.metrics)}; "
-            f"{len(self.unlabelled) if self.unlabelled else 'no'} rows without a label")
+            f"{counted(len(self.unlabelled), 'row') if self.unlabelled else 'no rows'} without a label")
 
 # %% ../nbs/02_own.ipynb #3c653637
 @patch

@@ -22,7 +22,11 @@ class Features:
 
     `cls` is what the classifier reads of `hidden`: the first token's state, the last token's, or the mean.
     Rows of attention are queries and sum to 1. `visible` stands beside attention if the model has blocks that see
-    a part of a row."""
+    a part of a row.
+
+    >>> Features(torch.zeros(2, 3), torch.ones(2, 5), hidden={1: torch.zeros(2, 5, 8)}).hidden[1].shape
+    torch.Size([2, 5, 8])
+    """
     logits:Tensor # (N, C)
     mask:Tensor   # (N, L), True where there is a token and False where there is padding
     hidden:dict[int, Tensor] = field(default_factory=dict)     # (N, L, D): 0 the embedding, `l` the output of block `l`

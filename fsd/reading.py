@@ -24,6 +24,7 @@ from .blocks import check_length
 from .models import check_folder, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import SquadSettings, beside
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
+from .tasks import counted
 from .windows import Answer, answers, rightwards, windows
 
 # %% ../nbs/16_reading.ipynb #3b94d834
@@ -87,6 +88,9 @@ class Reading(Job):
 
     `Reading(version='2.0', model='path/to/bert').run()` gives the finished `Run`; `squad.ipynb` shows it. A
     `ValueError` before anything is trained if settings, model, tokenizer or data do not fit.
+
+    >>> Reading('2.0', data='demo', epochs=1).settings.epochs
+    1
     """
     asks,makes,alone = SquadSettings,'readers',('a run', 'start one per GPU for different models or seeds')
 
@@ -142,7 +146,7 @@ def summary(self:Reading)->dict:
     return {'task':f'SQuAD {s.version}{_words.get(self.kind, "")}', 'data':self.data.where,
             'questions':', '.join(f'{n} {len(o):,}' for n,o in self.data.splits.items()),
             'model':self.source.words, 'windows':f'{s.max_length} tokens, neighbours share {s.stride}',
-            'training':f'{s.epochs} epochs at {s.lr:g} in batches of {s.batch_size*s.accumulate}, {s.precision}',
+            'training':f'{counted(s.epochs, "epoch")} at {s.lr:g} in batches of {s.batch_size*s.accumulate}, {s.precision}',
             **self.ending()}
 
 # %% ../nbs/16_reading.ipynb #63f49219

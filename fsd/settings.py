@@ -14,13 +14,18 @@ from collections.abc import Callable
 from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
-from .tasks import task_names, unknown
+from .tasks import counted, task_names, unknown
 from .values import Checked, allowed, from_ini, kinds, read_settings, rules, setting
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
 class Knobs(Checked):
-    "What the losses and the memory of a method may be told."
+    """What the losses and the memory of a method may be told.
+
+    >>> k = Knobs(alpha=.25)
+    >>> k.alpha, k.temperature
+    (0.25, 5.0)
+    """
     temperature:float = setting("softening of both logits in the soft term, equation 1", above=0, low=.01, high=1000)
     alpha:float = setting("weight of the labels; the teacher's logits weigh 1 - alpha, equation 2", low=0, high=1)
     beta:float = setting("weight of all structures together, equation 3", low=0, high=1e6)
@@ -91,7 +96,12 @@ def steps(
 # %% ../nbs/00_settings.ipynb #aedc31a5
 @from_ini
 class Settings(Epochs, Knobs):
-    "Everything that decides how a teacher is distilled; made by `resolve`."
+    """Everything that decides how a teacher is distilled; made by `resolve`.
+
+    >>> s = resolve('mrpc', 'fsd', gamma_l=.1)
+    >>> s.gamma_l, s.padding, s.student_init
+    (0.1, 'paper', 'pretrained')
+    """
     task:str = setting("GLUE task, as `datasets` spells it, or a name for data of your own", required=True)
     method:str = setting("distillation method: nods, vkd, fsd, pkd, rkd, minilm, wid, ...", required=True)
     data:str = setting("auto, hub, demo, or a folder with GLUE files; of your own: a file, a folder, a name on the hub")
@@ -276,8 +286,8 @@ def check_fit(
         if not ok: raise ValueError(f"{name}={getattr(s,name)} {words}")
     need(s.max_length<=positions, 'max_length', f"is longer than the model's {positions} positions")
     layers = s.student_layers or depth//2
-    need(1<=layers<=depth, 'student_layers', f"cannot be cut from a model of {depth} blocks")
-    need(layers<teacher_depth, 'student_layers', f"must be below the teacher's {teacher_depth} blocks")
+    need(1<=layers<=depth, 'student_layers', f"cannot be cut from a model of {counted(depth, 'block')}")
+    need(layers<teacher_depth, 'student_layers', f"must be below the teacher's {counted(teacher_depth, 'block')}")
     need(examples>0, 'holdout', "leaves no training example")
     need(not memory or s.memory_size<=examples, 'memory_size', f"is more than the {examples} training examples")
     few = memory and s.debiased and s.memory_size<4
@@ -325,7 +335,11 @@ def from_released(
     sigma:float,   # Share of the global structure
     gamma:float,   # Share of intra against local
 )->dict:
-    "Equation 11's weights (with `beta` 1) for the nested weights of the authors' integrated script."
+    """Equation 11's weights (with `beta` 1) for the nested weights of the authors' integrated script.
+
+    >>> from_released(epsilon=.5, sigma=.5, gamma=.5)
+    {'beta': 1.0, 'gamma_g': 0.25, 'gamma_i': 0.0625, 'gamma_l': 0.0625}
+    """
     rest = epsilon*(1-sigma)/2
     return dict(beta=1., gamma_g=epsilon*sigma, gamma_i=rest*gamma, gamma_l=rest*(1-gamma))
 
@@ -334,6 +348,9 @@ def to_released(gamma_i:float, gamma_l:float, gamma_g:float)->dict:
     """The nested weights that mean the same as equation 11's with `beta` 1.
 
     Intra and local must not both be 0, as their ratio is one of the nested weights.
+
+    >>> to_released(1/16, 1/16, 1/4)
+    {'epsilon': 0.5, 'sigma': 0.5, 'gamma': 0.5}
     """
     if gamma_i+gamma_l<=0:
         raise ValueError(f"gamma_i={gamma_i} and gamma_l={gamma_l}: the nested form needs one of them above 0")

@@ -252,6 +252,10 @@ def squad_scores(
     """Official evaluation of a dev set: for every question the best over its gold answers.
 
     Rajpurkar et al. 2016, 2018. A question without a prediction, or with one that is no text, is a `ValueError`.
+
+    >>> rows = dict(id=['a'], answers=[dict(text=['red', 'dark red'])])
+    >>> squad_scores({'a': 'The red.'}, rows)
+    {'validation': {'em': 1.0, 'f1': 1.0}}
     """
     ids,answers = rows['id'][:],rows['answers'][:]
     if not len(ids): raise ValueError('no questions to score')

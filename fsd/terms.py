@@ -35,7 +35,12 @@ class Pair:
 # %% ../nbs/08_terms.ipynb #9d15344f
 @dataclass(frozen=True)
 class Term:
-    "One named summand of a loss."
+    """One named summand of a loss.
+
+    >>> term = Term('an example', lambda pair: lambda s,t,labels: (s.logits-t.logits).abs().mean())
+    >>> term.teacher, term.labels, term.memory
+    (True, False, False)
+    """
     source:str             # Equation and paper
     build:Callable         # `Pair` to `(s:Features, t:Features, labels) -> scalar`, or `None` where nothing is
     needs:Callable=lambda pair: (set(), set()) # `Pair` to what it needs of student and teacher besides logits
@@ -96,7 +101,11 @@ def same_width(pair:Pair, what:str):
 # %% ../nbs/08_terms.ipynb #ab5401de
 @dataclass(frozen=True)
 class Method:
-    "A named sum of terms."
+    """A named sum of terms.
+
+    >>> Method('an example', 'the answers alone', {'kd': '1'}).weights
+    {'kd': '1'}
+    """
     paper:str                       # Citation
     says:str                        # One line
     weights:dict[str,str|Callable]  # Term to weight: a formula over the knobs, or a function `(step, total) -> float`

@@ -34,10 +34,16 @@ class DistillationTrainer(Trainer):
     A teacher given as a folder is read in float32 whatever its files hold; a model is run in the precision that it has,
     and half precision is said. What does not fit is a `ValueError` here, plain `TrainingArguments` are a `TypeError`. A loss
     is a mean over its batch; one that is not finite, or a gradient, ends the training with `fsd.job.NonFinite`.
-    """
-    _tag_names = ['fsd', 'knowledge-distillation']
-    loss_is_scaled_for_ga = False # a mean over its own batch; see below
 
+    >>> import fsd, tempfile, transformers
+    >>> tiny = transformers.BertConfig(vocab_size=64, hidden_size=8, num_attention_heads=2, num_hidden_layers=4)
+    >>> teacher = transformers.BertForSequenceClassification(tiny)
+    >>> rows = [dict(input_ids=[2, 5+i, 3], labels=i%2) for i in range(8)]
+    >>> args = DistillationConfig(tempfile.mkdtemp(), max_steps=1, max_length=6, disable_tqdm=True)
+    >>> DistillationTrainer(fsd.lower_half(teacher), teacher, args, 'fsd_il', train_dataset=rows).train()
+    {'loss': ...TrainOutput(global_step=1, ...)
+    """
+    _tag_names,loss_is_scaled_for_ga = ['fsd','knowledge-distillation'],False # a loss is a mean over its own batch; see below
     def __init__(self,
         model:nn.Module=None,    # Student, a sequence classifier
         teacher=None,            # A model, folder, name on the hub, `KeptTeacher`, or `batch -> Features` with `depth`

@@ -308,7 +308,7 @@ def test_what_is_odd_is_a_warning(tmp_path):
         own_data(dict(train=frame(), dev=frame()[8:]))
     with pytest.warns(UserWarning, match="train, row 9: no validation row has the label 'mixed', so scores leave it out"):
         own_data(dict(train=frame(label=['pos','neg']*4+['mixed']*2), dev=pd.DataFrame(dict(text=['a','b'], label=['pos','neg']))))
-    with pytest.warns(UserWarning, match='1 texts stand in train with more than one label'):
+    with pytest.warns(UserWarning, match='1 text in train with more than one label'):
         own_data(dict(train=pd.concat([frame()[:8], pd.DataFrame(dict(text=TEXTS[:1], label=['neg']))]), dev=frame()[8:]))
 
 @pytest.mark.parametrize('seed', range(40))
