@@ -1029,6 +1029,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.tasks.by_metric': ('tasks.html#by_metric', 'fsd/tasks.py'),
                            'fsd.tasks.counted': ('tasks.html#counted', 'fsd/tasks.py'),
                            'fsd.tasks.find_task': ('tasks.html#find_task', 'fsd/tasks.py'),
+                           'fsd.tasks.nearest': ('tasks.html#nearest', 'fsd/tasks.py'),
                            'fsd.tasks.unknown': ('tasks.html#unknown', 'fsd/tasks.py'),
                            'fsd.tasks.with_split': ('tasks.html#with_split', 'fsd/tasks.py')},
             'fsd.terms': { 'fsd.terms.Method': ('terms.html#method', 'fsd/terms.py'),

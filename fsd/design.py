@@ -23,7 +23,7 @@ from .own import OwnData, check_name, own_data
 from .passes import random_features
 from .settings import (Settings, check_fit, jobs, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
                           sections_of, shared_out, that_matter)
-from .tasks import counted, task_names
+from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
 from .wid import Inheritance
@@ -68,7 +68,10 @@ def find_data(self:Design,
     if s.task in (*methods, *jobs): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
                                                      "give your own another, such as 'mine'")
     if isinstance(data, OwnData): return self._as_said(data)
-    return own_data(s.data if data is None else data, s.task, s.text, s.text_pair, s.label, metric=s.metric)
+    try: return own_data(s.data if data is None else data, s.task, s.text, s.text_pair, s.label, metric=s.metric)
+    except (ValueError,OSError) as e:
+        if not (near := nearest(s.task, task_names, .7)): raise
+        raise type(e)(f"{e}; or did you mean GLUE's {near!r} by task={s.task!r}?") from e
 
 @patch
 def _as_said(self:Design, data:OwnData)->OwnData:
