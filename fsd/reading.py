@@ -176,7 +176,7 @@ def reader_folder(self:Reading)->Path:
     "The fine-tuned model, an ordinary checkpoint of transformers."
     def build(folder):
         model,rows = load_reader(self.source, self.settings.seed),self.in_windows('train')
-        args = self.arguments('readers', len(rows), disable_tqdm=True)
+        args = self.arguments('readers', len(rows))
         pad = DataCollatorWithPadding(self.tokenizer)
         with quiet(): trainer = SoundTrainer(model, args, pad, rows, processing_class=self.tokenizer)
         told = self.train(trainer, folder)
