@@ -35,6 +35,8 @@ class Knobs(Checked):
     patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
     normalise:bool = setting("whether pkd compares directions only")
     relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
+    projection:str = setting("what takes a student's states to its teacher's width where coordinates are compared",
+                             choices=('none','linear'), before='none')
     stage_cap:float|None = setting("longest time for a block of a schedule, as a share of the training; "
                                    "none is the same for each block and the answers", above=0, high=1)
     stage_threshold:float = setting("cosine loss below which a schedule leaves a block early; 0 is never", low=0)

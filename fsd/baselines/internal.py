@@ -15,7 +15,7 @@ from torch import nn, Tensor
 from ..cka import check, float_of
 from ..losses import unit
 from ..passes import both_see
-from ..terms import Term, beside_vkd, methods, same_width, schedules, terms
+from ..terms import Term, beside_vkd, between_coordinates, methods, schedules, terms
 from .minilm import attention_relation as attention_kl
 
 # %% ../../nbs/baselines/internal.ipynb #37f32eff
@@ -136,20 +136,19 @@ def note(self:Blocks,
     self.left[k-1] = step + 1 if steps>=self.memory and mean<self.threshold else 0
 
 # %% ../../nbs/baselines/internal.ipynb #87111115
-def _matched(pair): return matched_block(pair.block, pair.depth_s, pair.depth_t)
+def _matched(pair): return pair.block,matched_block(pair.block, pair.depth_s, pair.depth_t)
 
-def _of_block(kind, loss, coordinates=None):
-    def build(pair):
-        if coordinates: same_width(pair, coordinates)
-        def states(s, t): return both_see(s, pair.block, t, _matched(pair)) if kind=='attentions' else (s.cls[pair.block], t.cls[_matched(pair)])
-        return lambda s,t,labels: loss(*states(s, t), s)
-    return dict(build=build, needs=lambda pair: ({(kind,pair.block)}, {(kind,_matched(pair))}))
+def _attention(pair):
+    l_s,l_t = _matched(pair)
+    return lambda s,t,labels: attention_kl(*both_see(s, l_s, t, l_t), s.mask)
+
+def _see(pair): return tuple({('attentions',l)} for l in _matched(pair))
 
 # %% ../../nbs/baselines/internal.ipynb #4f26724b
-terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020',
-    **_of_block('attentions', lambda a_s,a_t,s: attention_kl(a_s, a_t, s.mask)))
-terms['cls_*'] = Term('first token of a block, Aguilar et al. 2020',
-    **_of_block('cls', lambda c_s,c_t,s: cls_cosine(c_s, c_t), 'the cosine of first tokens'))
+terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020', _attention, _see)
+terms['cls_*'] = Term('what the head reads, at a block, Aguilar et al. 2020',
+    **between_coordinates('the cosine of states', 'cls', lambda pair: [_matched(pair)],
+                          lambda c_s,c_t,s,pair: cls_cosine(*c_s, *c_t)))
 
 # %% ../../nbs/baselines/internal.ipynb #839a82c0
 def _schedule(kind): return lambda pair: Blocks(pair.depth_s, kind, pair.knobs.stage_cap, pair.knobs.stage_threshold)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cka import check, check_mask, float_of
 from ..losses import flat, mse, unit
-from ..terms import Term, beside_vkd, methods, positions, same_width, terms
+from ..terms import Term, beside_vkd, between_coordinates, methods, positions, terms
 
 # %% ../../nbs/baselines/pkd.ipynb #4a0e297f
 def patient_layers(
@@ -45,7 +45,7 @@ def _checked(states_s, states_t, shape):
                          f"not {len(states_s)} and {len(states_t)}")
     both = ('student', states_s), ('teacher', states_t)
     layers = {f'{who}_{i}': (h, shape) for who, o in both for i, h in enumerate(o, 1)}
-    check('PKD has no projection: student and teacher need layers of one shape and width', **layers)
+    check('PKD compares coordinates: student and teacher need layers of one shape and width', **layers)
     dtype = float_of(*states_s, *states_t)
     return [h.to(dtype) for h in states_s], [h.detach().to(dtype) for h in states_t]
 
@@ -89,23 +89,15 @@ def pkd_sequence(
     return sum(F.mse_loss(s, t, reduction='sum') for s, t in pairs) / (tokens*max(1, d))
 
 # %% ../../nbs/baselines/pkd.ipynb #bd75585e
-def _followed(pair): return patient_layers(pair.depth_s, pair.depth_t, pair.knobs.patience)
-
-def _patience(kind, loss):
-    def build(pair):
-        same_width(pair, 'PKD')
-        ls,lt = zip(*_followed(pair))
-        def states(f, layers): return [getattr(f, kind)[l] for l in layers]
-        if kind=='cls': return lambda s,t,labels: loss(states(s,ls), states(t,lt), pair.knobs.normalise)
-        return lambda s,t,labels: loss(states(s,ls), states(t,lt), pair.mask(s))
-    def needs(pair): return tuple({(kind,l) for l in layers} for layers in zip(*_followed(pair)))
-    return dict(build=build, needs=needs)
+def _patience(kind, loss, *names):
+    def followed(pair): return patient_layers(pair.depth_s, pair.depth_t, pair.knobs.patience)
+    return between_coordinates('PKD', kind, followed, loss, 'patience', *names)
 
 # %% ../../nbs/baselines/pkd.ipynb #48c0e91a
-terms['pkd'] = Term('first tokens of the layers below, Sun et al. 2019',
-    **_patience('cls', pkd), knobs=('patience','normalise'))
+terms['pkd'] = Term('what the head reads, at the layers below, Sun et al. 2019',
+    **_patience('cls', lambda h_s,h_t,s,pair: pkd(h_s, h_t, pair.knobs.normalise), 'normalise'))
 terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released code',
-    **_patience('hidden', pkd_sequence), knobs=('patience',*positions))
+    **_patience('hidden', lambda h_s,h_t,s,pair: pkd_sequence(h_s, h_t, pair.mask(s)), *positions))
 
 # %% ../../nbs/baselines/pkd.ipynb #12e693dd
 methods['pkd'] = beside_vkd('Sun et al. 2019, arXiv 1908.09355', 'the first tokens of lower layers', 'pkd',
