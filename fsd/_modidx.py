@@ -645,6 +645,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.models._behaviour': ('models.html#_behaviour', 'fsd/models.py'),
                             'fsd.models._brief': ('models.html#_brief', 'fsd/models.py'),
                             'fsd.models._check_head': ('models.html#_check_head', 'fsd/models.py'),
+                            'fsd.models._check_pieces': ('models.html#_check_pieces', 'fsd/models.py'),
                             'fsd.models._described': ('models.html#_described', 'fsd/models.py'),
                             'fsd.models._folder': ('models.html#_folder', 'fsd/models.py'),
                             'fsd.models._head': ('models.html#_head', 'fsd/models.py'),

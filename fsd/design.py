@@ -152,7 +152,7 @@ def _check_reader(self:Design, name:str, model):
     if s.max_length>(most := positions(model)):
         raise ValueError(f"max_length={s.max_length} is longer than the {most} positions of {name}")
     kinds = getattr(model.config, 'type_vocab_size', 2)
-    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds<2:
+    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds==1:
         raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
 
 # %% ../nbs/15_design.ipynb #ebfc3490

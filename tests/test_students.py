@@ -3,7 +3,7 @@ import copy
 import pytest, torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast, TrainingArguments
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, BertTokenizerFast, LlamaConfig, TrainingArguments
 from fsd.blocks import cut
 from fsd.experiment import Experiment, distill
 from fsd.given import DistillationConfig
@@ -156,3 +156,13 @@ def test_a_teacher_in_half_precision_gives_a_folder_in_full_and_a_model_as_it_is
         losses[how] = torch.tensor([l['loss'] for l in t.state.log_history if 'loss' in l])
         assert losses[how].isfinite().all() and {p.dtype for p in t.model.parameters()}=={torch.float32}
     torch.testing.assert_close(losses['half'], losses['full'], rtol=.05, atol=.05)
+
+# ---------------------------------------------------------------- tokens to pad with
+
+def test_a_tokenizer_without_a_padding_token_is_refused_when_the_trainer_is_made(tmp_path, tiny_bert):
+    tokenizer = BertTokenizerFast.from_pretrained(tiny_bert)
+    tokenizer.pad_token = None
+    for model in (bert, lambda *a: AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                                                                                            intermediate_size=32, pad_token_id=0))):
+        with pytest.raises(ValueError, match='this tokenizer has no padding token, give it one'):
+            DistillationTrainer(model(16, 2), model(), DistillationConfig(str(tmp_path), use_cpu=True, report_to='none'), 'vkd', train_dataset=rows, processing_class=tokenizer)
