@@ -16,12 +16,12 @@ from .glue import GlueData, load
 from .job import Job, once
 from .kept import fingerprint
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
-from .blocks import depth, lower_half, positions
+from .blocks import cut, depth, positions
 from .models import (check_words, find_model, load_config, load_teacher, load_tokenizer, model_fingerprint, model_name,
                         sketch)
 from .own import OwnData, check_name, own_data
 from .passes import random_features
-from .settings import (Settings, check_fit, jobs, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
+from .settings import (Settings, check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
                           sections_of, shared_out, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
@@ -105,10 +105,15 @@ def dev(self:Design)->tuple:
 def inherits(self:Design)->bool: return self.method.student=='inherited'
 
 @patch(as_prop=True)
+def student_blocks(self:Design)->list[int]:
+    "Numbers of the blocks that the student keeps, from 1: as asked for, or all where it inherits."
+    if self.inherits: return [*range(1, self.config.num_hidden_layers+1)]
+    return kept_blocks(self.settings, self.student_config.num_hidden_layers)
+
+@patch(as_prop=True)
 def student_depth(self:Design)->int:
-    "Blocks of the student: as asked for, half of those it is cut from, or all where it inherits."
-    if self.inherits: return self.config.num_hidden_layers
-    return self.settings.student_layers or self.student_config.num_hidden_layers//2
+    "Number of the student's blocks."
+    return len(self.student_blocks)
 
 # %% ../nbs/15_design.ipynb #58acb860
 @patch(as_prop=True)
@@ -126,13 +131,13 @@ def needs_teacher(self:Design)->bool: return any(find_term(n).teacher for n in s
 @patch
 def _check_choices(self:Design):
     s = self.settings
-    for name in ('student_layers','student_model'):
-        if self.inherits and getattr(s, name):
+    for name,usual in dict(student_layers=None, student_blocks='lower', student_model=None).items():
+        if self.inherits and getattr(s, name)!=usual:
             raise ValueError(f"{name}={getattr(s, name)!r}: a student that inherits its teacher's weights "
                              "is the teacher made narrower; see student_width")
     if s.student_width and not self.inherits:
         raise ValueError(f"student_width={s.student_width} is for methods whose student inherits its weights, "
-                         f"such as 'wid'; {s.method!r} cuts lower blocks, see student_layers")
+                         f"such as 'wid'; {s.method!r} keeps some of the blocks, see student_layers and student_blocks")
     if s.student_model and s.student_init=='teacher':
         raise ValueError("student_init='teacher' cuts the student from the teacher; "
                          f"leave student_model={s.student_model!r} out")
@@ -150,7 +155,7 @@ def _check_reader(self:Design, name:str, model):
     if s.max_length>(most := positions(model)):
         raise ValueError(f"max_length={s.max_length} is longer than the {most} positions of {name}")
     kinds = getattr(model.config, 'type_vocab_size', 2)
-    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds<2:
+    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds==1:
         raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
 
 # %% ../nbs/15_design.ipynb #ebfc3490
@@ -203,12 +208,12 @@ def _rehearse(self:Design, teacher, student)->Objective:
 # %% ../nbs/15_design.ipynb #7490161a
 @patch
 def cut(self:Design, whole)->torch.nn.Module|Inheritance:
-    "What is made of the model `whole` before it learns: lower blocks, or all of it and how it is to shrink."
-    s,layers = self.settings,self.student_depth
+    "What is made of the model `whole` before it learns: some of its blocks, or all of it and how it is to shrink."
+    s = self.settings
     if self.inherits:
         return Inheritance(whole, s.student_width, s.wid_strategy, s.wid_penalty, s.wid_strength,
                            ramp=s.wid_ramp, fade=s.wid_fade, lr_scale=s.wid_lr_scale)
-    return whole if layers==depth(whole) else lower_half(whole, layers, s.seed)
+    return whole if self.student_depth==depth(whole) else cut(whole, self.student_blocks, s.seed)
 
 # %% ../nbs/15_design.ipynb #4322357f
 @patch
@@ -239,8 +244,8 @@ def _student_in_words(self:Design)->tuple[str,str]: # And its pace
     s = self.settings
     if not self.inherits:
         blocks = counted(s.student_layers, 'block') if s.student_layers else 'half of the blocks'
-        model = model_name(self.student_source)
-        return f'{blocks} of {model} ({s.student_init})', f'{s.lr:g}'
+        if s.student_blocks!='lower': blocks = f"blocks {', '.join(map(str, self.student_blocks))}"
+        return f'{blocks} of {model_name(self.student_source)} ({s.student_init})', f'{s.lr:g}'
     width = wid_config(self.config, s.student_width, s.wid_strategy).hidden_size
     shape = f'{width} of {self.config.hidden_size} wide at the end ({s.wid_strategy})'
     return f'all blocks of {self.name} ({s.student_init}), {shape}', f'{s.lr/s.wid_lr_scale:g}, compactors at {s.lr:g},'

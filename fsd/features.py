@@ -46,7 +46,7 @@ def planned(
     layers:list[int],   # Hidden layers to keep
     width:int,          # D
     num_labels:int,     # C
-    cls:list[int]=(),   # Layers of which the first token is kept
+    cls:list[int]=(),   # Layers of which only what the classifier reads is kept
 )->dict[str,tuple]: # Name of each file to its shape and type
     "The arrays that keep the features of some rows."
     n,total = len(lengths), int(np.sum(lengths))
@@ -206,13 +206,13 @@ class KeptTeacher:
 
 # %% ../nbs/09_features.ipynb #b0078492
 def _layers(model, needs)->tuple[list[int],list[int]]:
-    "Layers to be kept whole, and those of which the first token is."
+    "Layers to be kept whole, and those of which only what the classifier reads is."
     if live := sorted({k for k,_ in needs}-{'hidden','cls'}):
         raise ValueError(f"{', '.join(live)} are too large to keep; use a LiveTeacher")
     return tuple(sorted({layer_index(depth(model), l) for k,l in needs if k==kind}) for kind in ('hidden','cls'))
 
 def _kinds(layers, cls)->str:
-    return ' and '.join(['logits', *(f'layer {l}' for l in layers), *(f'first token of layer {l}' for l in cls)])
+    return ' and '.join(['logits', *(f'layer {l}' for l in layers), *(f'what the classifier reads of layer {l}' for l in cls)])
 
 # %% ../nbs/09_features.ipynb #6ec99e59
 def keep_features(
@@ -245,7 +245,7 @@ def keep_features(
     check_length(model, max_length)
     (layers,cls),rows = _layers(model, needs),listed(rows)
     lengths,needs = row_lengths(rows, max_length), [*(('hidden',l) for l in layers), *(('cls',l) for l in cls)]
-    if not layers: padding = 'masked' # logits and first tokens are the same however a batch is padded
+    if not layers: padding = 'masked' # logits, and what the classifier reads, are the same however a batch is padded
     fixed,width = max_length if padding=='paper' else None,model.config.hidden_size
     positions = np.full_like(lengths, fixed) if fixed else lengths
     plan = planned(positions, layers, width, model.config.num_labels, cls)

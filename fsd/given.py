@@ -193,8 +193,8 @@ def paddings(
 )->tuple: # For training, and for evaluation
     "How rows become batches; a `ValueError` if a model would read padding, or has fewer positions than `max_length`."
     pad = tokenizer.pad_token_id if tokenizer else model.config.pad_token_id or 0
-    taught_by = getattr(teacher, 'model', model)
+    taught_by,longest = getattr(teacher, 'model', model),collate(pad)
     for who,m in (('the student', model), ('the teacher', taught_by)): check_padding(m, pad, who)
-    if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (collate(pad),)*2
+    if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (longest,)*2
     for m in (model, taught_by): check_length(m, args.max_length)
-    return collate(pad, args.max_length), collate(pad)
+    return collate(pad, args.max_length), longest

@@ -16,7 +16,7 @@ from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
 from .blocks import lower_half, seeded
 from .glue import check_labels, hub_answers
 from .tasks import find_task
@@ -203,11 +203,21 @@ def load_teacher(
     return m
 
 # %% ../nbs/04_models.ipynb #b241cce3
+_pieces = 'spm.model', 'spiece.model', 'sentencepiece.bpe.model'
+
+def _check_pieces(path:Path):
+    "A `ValueError` with what to install, if only SentencePiece can read the tokenizer in `path` and it is not there."
+    named = [n for n in _pieces if (path/n).is_file()]
+    if named and not (path/'tokenizer.json').is_file() and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise ValueError(f"{path} describes its tokenizer by {named[0]} alone: pip install sentencepiece protobuf reads it; "
+                         "saved with save_pretrained, it is a tokenizer.json that needs neither")
+
 def load_tokenizer(model:str|Path):
     """The tokenizer that belongs to `model`, which cuts and pads at the end.
 
     A `ValueError` if its files cannot be read, hold no words or have no padding token."""
     path = check_vocabulary(_folder(model))
+    _check_pieces(path)
     try: tokenizer = AutoTokenizer.from_pretrained(path)
     except Exception as e: raise ValueError(f'the tokenizer in {path} cannot be read: {_brief(e)}') from None
     if len(tokenizer)<=len(tokenizer.all_special_tokens): raise ValueError(f'the tokenizer in {path} knows no words')

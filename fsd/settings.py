@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['of_own', 'jobs', 'beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'Knobs',
-           'Training', 'Epochs', 'steps', 'Settings', 'shared_out', 'SquadSettings', 'CompressionSettings',
-           'check_file', 'by_hand', 'made', 'sections_of', 'resolve', 'check_fit', 'overrides', 'that_matter',
-           'new_names', 'from_released', 'to_released']
+           'Training', 'Epochs', 'steps', 'read_blocks', 'Settings', 'shared_out', 'SquadSettings',
+           'CompressionSettings', 'check_file', 'by_hand', 'made', 'sections_of', 'resolve', 'kept_blocks', 'check_fit',
+           'overrides', 'that_matter', 'new_names', 'from_released', 'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, math, types
@@ -15,7 +15,7 @@ from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
 from .tasks import counted, task_names, unknown
-from .values import Checked, allowed, from_ini, kinds, read_settings, rules, setting
+from .values import Checked, allowed, from_ini, kinds, parse, read_settings, rules, setting
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
@@ -40,6 +40,8 @@ class Knobs(Checked):
     patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
     normalise:bool = setting("whether pkd compares directions only")
     relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
+    projection:str = setting("what takes a student's states to its teacher's width where coordinates are compared",
+                             choices=('none','linear'), before='none')
     stage_cap:float|None = setting("longest time for a block of a schedule, as a share of the training; "
                                    "none is the same for each block and the answers", above=0, high=1)
     stage_threshold:float = setting("cosine loss below which a schedule leaves a block early; 0 is never", low=0)
@@ -93,6 +95,24 @@ def steps(
     each = math.ceil(math.ceil(rows/s.batch_size)/s.accumulate)
     return min(each*(epochs or s.epochs), s.max_steps or math.inf)
 
+# %% ../nbs/00_settings.ipynb #read0001
+def read_blocks(
+    name:str, # For the error
+    value,    # 'lower', 'every_other', or numbers of blocks, as a text or a list
+)->str:
+    """The blocks that `value` says: a word, or numbers from 1 with a space between them.
+
+    >>> read_blocks('student_blocks', [1, 3, 5]), read_blocks('student_blocks', '1,3, 5')
+    ('1 3 5', '1 3 5')
+    """
+    if value in ('lower','every_other'): return value
+    said = value if isinstance(value, (list,tuple,range)) else str(value).replace(',', ' ').split()
+    try: numbers = [parse(name, int, k) for k in said]
+    except ValueError: numbers = []
+    if numbers and numbers==sorted({*numbers}) and numbers[0]>0: return ' '.join(map(str, numbers))
+    raise ValueError(f"{name}={value!r} is neither lower nor every_other nor numbers of blocks from 1, "
+                     "each once and lowest first, such as '1 3 5'")
+
 # %% ../nbs/00_settings.ipynb #aedc31a5
 @from_ini
 class Settings(Epochs, Knobs):
@@ -117,6 +137,8 @@ class Settings(Epochs, Knobs):
                                    choices=('kept','live'))
     student_model:str|None = setting("another pre-trained encoder to cut the student from")
     student_layers:int|None = setting("student's blocks; none is half of the model's", low=1)
+    student_blocks:str = setting("blocks that the student keeps: lower, every_other, or their numbers from 1",
+                                 read=read_blocks, before='lower')
     student_init:str = setting("which weights the student starts from", choices=('pretrained','teacher'))
     student_width:int|None = setting("width of a student that inherits its teacher's weights; "
                                      "none is half of the teacher's", low=1)
@@ -272,6 +294,21 @@ def resolve(
     sections = partial(sections_of, task, method, model_section)
     return made(Settings, sections, ini=ini, task=task, method=method, **params)[0]
 
+# %% ../nbs/00_settings.ipynb #kept0001
+def kept_blocks(
+    s:Settings,
+    depth:int, # Blocks of the model that the student is cut from
+)->list[int]: # From 1, lowest first
+    "Numbers of the blocks that a student keeps; a `ValueError` if `student_layers` says another number of them."
+    half = depth//2
+    if s.student_blocks=='lower': return [*range(1, (s.student_layers or half)+1)]
+    if s.student_blocks!='every_other': keep = [*map(int, s.student_blocks.split())]
+    else: keep = [k*depth//half for k in range(1, half+1)]
+    if s.student_layers not in (None, len(keep)):
+        raise ValueError(f"student_layers={s.student_layers}, but student_blocks={s.student_blocks!r} are {len(keep)} "
+                         f"of {depth} blocks; leave student_layers out")
+    return keep
+
 # %% ../nbs/00_settings.ipynb #9dec8f6b
 def check_fit(
     s:Settings,
@@ -285,9 +322,13 @@ def check_fit(
     def need(ok, name, words):
         if not ok: raise ValueError(f"{name}={getattr(s,name)} {words}")
     need(s.max_length<=positions, 'max_length', f"is longer than the model's {positions} positions")
-    layers = s.student_layers or depth//2
-    need(1<=layers<=depth, 'student_layers', f"cannot be cut from a model of {counted(depth, 'block')}")
-    need(layers<teacher_depth, 'student_layers', f"must be below the teacher's {counted(teacher_depth, 'block')}")
+    keep = kept_blocks(s, depth)
+    if s.student_blocks=='lower':
+        need(1<=len(keep)<=depth, 'student_layers', f"cannot be cut from a model of {counted(depth, 'block')}")
+        need(len(keep)<teacher_depth, 'student_layers', f"must be below the teacher's {counted(teacher_depth, 'block')}")
+    need({*keep}<={*range(1, depth+1)}, 'student_blocks', f"are not all of a model whose blocks are 1 to {depth}")
+    need(1<=len(keep)<teacher_depth, 'student_blocks',
+         f"are {len(keep)}, and must be 1 to {teacher_depth-1} as the teacher has {teacher_depth}")
     need(examples>0, 'holdout', "leaves no training example")
     need(not memory or s.memory_size<=examples, 'memory_size', f"is more than the {examples} training examples")
     few = memory and s.debiased and s.memory_size<4
@@ -306,7 +347,7 @@ of_rows = ('partial','holdout', *of_own)
 of_both = ('batch_size','accumulate','weight_decay','adam_epsilon','max_grad_norm','warmup','precision',
            'max_length','max_steps','train_examples')
 of_teachers = ('teacher_epochs','teacher_lr','teacher_seed')
-of_students = ('epochs','lr','student_layers','student_init')
+of_students = ('epochs','lr','student_layers','student_blocks','student_init')
 of_inherited = ('student_width','wid_strategy','wid_penalty','wid_strength','wid_ramp','wid_fade',
                 'wid_lr_scale') # of students that shrink
 of_memories = ('memory_size','memory_procedure','memory_budget')

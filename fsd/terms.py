@@ -4,13 +4,16 @@
 
 # %% auto #0
 __all__ = ['terms', 'positions', 'of_states', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pair', 'Term', 'compared',
-           'compared_states', 'between_states', 'same_width', 'Method', 'weight', 'beside_vkd']
+           'compared_states', 'between_states', 'same_width', 'Projected', 'between_coordinates', 'Method', 'weight',
+           'beside_vkd']
 
 # %% ../nbs/08_terms.ipynb #1230d32f
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from torch import Tensor
+import torch
+from torch import nn, Tensor
 from .settings import Knobs
+from .cka import float_of, uncast
 
 # %% ../nbs/08_terms.ipynb #07cf42e2
 @dataclass(frozen=True)
@@ -96,7 +99,52 @@ def between_states(
 def same_width(pair:Pair, what:str):
     "A `ValueError` unless student and teacher are equally wide; `what` compares coordinates."
     if pair.width_t not in (None, pair.width_s):
-        raise ValueError(f"{what} compares coordinates: the student is {pair.width_s} wide, the teacher {pair.width_t}")
+        raise ValueError(f"{what} compares coordinates: the student is {pair.width_s} wide, the teacher {pair.width_t}; "
+                         "projection='linear' learns a map between them, and methods that compare structures need none")
+
+# %% ../nbs/08_terms.ipynb #proj0002
+class Projected(nn.Module):
+    """The term `term` with the student's states taken to the teacher's width, by matrices (D_t, D_s) that are learned.
+
+    A `learned` module of its objective: in the optimizer and in checkpoints, no part of the student.
+    """
+    def __init__(self,
+        pair:Pair,
+        number:int,    # Of the blocks that are compared
+        term:Callable, # `(s, t, labels, project) -> scalar`; `project` is a method of this
+    ):
+        super().__init__()
+        d_s,d_t = pair.width_s,pair.width_t or pair.width_s
+        def start():
+            rng = torch.Generator().manual_seed(pair.seed)
+            return torch.eye(d_s) if d_s==d_t else nn.init.orthogonal_(torch.empty(d_t, d_s), generator=rng)
+        self.maps,self.term = nn.ParameterList([start() for _ in range(number)]),term
+
+    def project(self, states:list[Tensor])->list[Tensor]: # (..., D_s) to (..., D_t), of each compared block
+        with uncast(states[0]):
+            return [(h.to(float_of(h)) @ w.to(float_of(h)).mT) for h,w in zip(states, self.maps, strict=True)]
+
+    def forward(self, s, t, labels): return self.term(s, t, labels, self.project)
+
+# %% ../nbs/08_terms.ipynb #proj0005
+def between_coordinates(
+    what:str,        # For the error
+    kind:str,        # Of states: 'cls' or 'hidden'
+    blocks:Callable, # `Pair` to the pairs of blocks that are compared, the student's first
+    loss:Callable,   # `(states_s, states_t, s, pair) -> scalar`: states of these blocks, the student's `Features`
+    *names:str,      # Settings that it reads
+)->dict: # `build`, `needs` and `knobs` of a `Term`
+    "A term of states that are compared number by number; a `ValueError` if widths differ and nothing is projected."
+    def build(pair):
+        both = blocks(pair)
+        def term(s, t, labels, project=list):
+            states = [getattr(s, kind)[l] for l,_ in both],[getattr(t, kind)[l] for _,l in both]
+            return loss(project(states[0]), states[1], s, pair)
+        if pair.knobs.projection=='linear': return Projected(pair, len(both), term)
+        same_width(pair, what)
+        return term
+    def needs(pair): return tuple({(kind,l) for l in of} for of in zip(*blocks(pair)))
+    return dict(build=build, needs=needs, knobs=('projection',*names))
 
 # %% ../nbs/08_terms.ipynb #ab5401de
 @dataclass(frozen=True)

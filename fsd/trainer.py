@@ -329,7 +329,10 @@ def create_accelerator_and_postprocess(self:DistillationTrainer):
     "Several processes exchange the gradients of what the objective learns; no output of the student depends on it."
     if self.objective.learned:
         if self.args.ddp_find_unused_parameters:
-            raise ValueError("ddp_find_unused_parameters=True takes the memory for unused, "
+            raise ValueError("ddp_find_unused_parameters=True takes what the method learns for unused, "
                              "which learns outside the student's forward pass; leave it out")
+        if self.method.schedule and self.args.world_size>1:
+            raise ValueError("several processes need all that the method learns to learn in every step, and its schedule "
+                             "has some blocks wait; train in one process, or set projection='none'")
         self.args.ddp_find_unused_parameters = False
     super(DistillationTrainer, self).create_accelerator_and_postprocess()

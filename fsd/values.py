@@ -81,7 +81,8 @@ rules:dict[Field,dict] = {} # What the values of a field may be
 def setting(
     help:str,    # One line, shown in errors and by `--help`
     **rule,      # `above`, `below` (exclusive), `low`, `high` (inclusive), `choices`; `required` without a default;
-                 # `before`: what it was, unsaid, when results were kept already
+                 # `before`: what it was, unsaid, when results were kept already;
+                 # `read`: reads a text that no kind of value reads
 ):
     "A field of a settings class."
     shown = {'metavar':f"{{{','.join(rule['choices'])}}}"} if 'choices' in rule else {}
@@ -107,7 +108,8 @@ def allowed(
     own:Field,  # Its `setting`
 ):
     "`value` as `kind`, where its setting's rule allows it; else a `ValueError` with the value and what would be right."
-    value,choices = parse(name, kind, value),rules[own].get('choices')
+    read,choices = rules[own].get('read'),rules[own].get('choices')
+    value = read(name, value) if read else parse(name, kind, value)
     if value is None: return None
     if choices is not None and value not in choices: raise unknown(name, value, choices)
     _check_bounds(name, value, own)

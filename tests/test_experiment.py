@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest, torch
 from conftest import build_for_cuda
 from datasets import Dataset
-from transformers import (AlbertConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertTokenizerFast, DistilBertConfig,
+from transformers import (AlbertConfig, AutoModel, AutoModelForSequenceClassification, BertConfig, BertTokenizerFast, DebertaV2Config, DistilBertConfig,
                           FNetConfig, MPNetConfig, RobertaConfig, XLMConfig)
 from fsd.experiment import Experiment, distill
 from fsd.kept import read_json
@@ -93,6 +93,7 @@ def test_what_cannot_end_well_is_refused_before_the_teacher_is_trained(outputs, 
     ('fsd', dict(student_model=dict(hidden_size=8))), ('fsd', dict(model=(MPNetConfig, dict(pad_token_id=1)))), ('vkd', dict(model=dict(is_decoder=True))), ('minilm', dict(model=dict(is_decoder=True))),
     ('minilm_v2', dict(student_model=(MPNetConfig, dict(pad_token_id=1)), relation_heads=2)), ('internal', dict(model=(AlbertConfig, dict(embedding_size=8)))),
     ('fsd', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2)), max_length=62)), ('fsd', dict(max_length=4, memory_size=4, debiased=True)),
+    ('vkd', dict(model=(DebertaV2Config, dict(type_vocab_size=0)))), # which looks at no kinds of tokens
     ('fsd', dict(model=(DistilBertConfig, dict(dim=16, n_layers=4, n_heads=2, hidden_dim=32)))), ('nods', dict(batch_size=64))])
 def test_what_can_end_well_is_not_refused(outputs, tiny, model, method, changes):
     def made(o): return model(*o[:1], **o[1]) if isinstance(o, tuple) else model(**o) if isinstance(o, dict) else o

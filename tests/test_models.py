@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForSequenceClassification, BertConfig, FNetConfig, T5Config, XLMConfig
+from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DebertaV2Config, FNetConfig, T5Config, XLMConfig
 import fsd.models
 from fsd.blocks import blocks
 from fsd.models import (ModelPath, check_folder, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
@@ -198,3 +198,35 @@ def test_a_sketch_costs_no_memory_and_leaves_its_configuration_alone(folder):
     assert {p.device.type for p in sketch(config, 'mnli').parameters()}=={'meta'} and config.to_dict()==before
     load_teacher(folder, 'mnli').save_pretrained(folder)
     with pytest.raises(ValueError, match='3 labels, rte has 2'): sketch(load_config(folder), 'rte')
+
+# ---------------------------------------------------------------- SentencePiece's own files, as DeBERTa-v3 and XLM-R have them on the hub
+
+@pytest.mark.parametrize('name', ['spm.model', 'sentencepiece.bpe.model'])
+def test_a_tokenizer_that_only_sentencepiece_reads_says_what_to_install(folder, monkeypatch, name):
+    for f in ('vocab.txt', 'tokenizer.json', 'tokenizer_config.json'): (folder/f).unlink(missing_ok=True)
+    (folder/name).write_bytes(b'pieces')
+    for lacks in ('is_sentencepiece_available', 'is_protobuf_available'):
+        with monkeypatch.context() as m:
+            m.setattr(fsd.models, lacks, lambda: False)
+            with pytest.raises(ValueError, match=f'by {name} alone: pip install sentencepiece protobuf reads it; saved with save_pretrained'): load_tokenizer(folder)
+
+def test_deberta_v3_as_it_comes_from_the_hub(tmp_path):
+    "A pickle with the heads of its pre-training, `spm.model` and no more."
+    spm = pytest.importorskip('sentencepiece')
+    pytest.importorskip('google.protobuf')
+    (tmp_path/'text').write_text('\n'.join(f'the {a} cat {b} on {c} mats' for a in ('old','young','black') for b in ('sat','lay','ran') for c in ('two','three','ten')))
+    special = dict(pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece='[PAD]', bos_piece='[CLS]', eos_piece='[SEP]', unk_piece='[UNK]')
+    spm.SentencePieceTrainer.train(input=str(tmp_path/'text'), model_prefix=str(tmp_path/'spm'), vocab_size=60, hard_vocab_limit=False, **special)
+    words = spm.SentencePieceProcessor(model_file=str(tmp_path/'spm.model'))
+    config = DebertaV2Config(vocab_size=words.vocab_size()+10, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, type_vocab_size=0,
+                             relative_attention=True, pos_att_type=['p2c','c2p'], position_biased_input=False, position_buckets=8, share_att_key=True)
+    config.save_pretrained(tmp_path)
+    weights = {f'deberta.{k}':v for k,v in AutoModel.from_config(config).state_dict().items()}
+    torch.save(weights | {'mask_predictions.dense.weight': torch.zeros(16, 16)}, tmp_path/'pytorch_model.bin')
+    (tmp_path/'tokenizer_config.json').write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    model,tokenizer,text = load_teacher(tmp_path, 'rte'),load_tokenizer(tmp_path),'the old cat ran on ten mats'
+    assert torch.equal(model.deberta.embeddings.word_embeddings.weight, weights['deberta.embeddings.word_embeddings.weight'])
+    assert tokenizer(text)['input_ids']==[1, *words.encode(text), 2] and tokenizer.pad_token_id==0
+    tokenizer.save_pretrained(tmp_path/'saved')
+    model.save_pretrained(tmp_path/'saved')
+    assert (tmp_path/'saved'/'tokenizer.json').is_file() and load_tokenizer(tmp_path/'saved')(text)==tokenizer(text)
