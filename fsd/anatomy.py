@@ -36,6 +36,9 @@ class Anatomy:
     project:str|None=None         # In the encoder: the layer from that width to the stream's, where they differ
     by_head:str|None=None         # In the encoder: a table that all blocks share, a column for each head
 
+    @property
+    def one(self)->str: return f"{'an' if self.name[0] in 'EX' else 'a'} {self.name}"
+
 # %% ../nbs/11_anatomy.ipynb #b07e0c02
 _bert = dict(query='attention.self.query', key='attention.self.key', value='attention.self.value',
              out='attention.output.dense', up='intermediate.dense', down='output.dense')
