@@ -137,8 +137,9 @@ def _of_blocks(p, s:Selection)->dict[str,Tied]:
     "Sets that do not leave a block, and the heads if they are one set for all blocks."
     inner = [[(b['out'].left,0), *((b[n].right,1) for n in ('query','key','value'))] for b in p.blocks]
     if len(s.inner)<len(inner): inner = [sum(inner, [])]
-    sets = {f'inner.{l}': Tied(s.inner[l], [m for m,axis in ms if axis==0], ms, True) for l,ms in enumerate(inner)}
+    sets = {}
     for l,b in enumerate(p.blocks):
+        if l<len(inner): sets[f'inner.{l}'] = Tied(s.inner[l], [m for m,axis in inner[l] if axis==0], inner[l], True)
         up,down = b['up'].right,b['down'].left
         sets[f'ffn.{l}'] = Tied(s.ffn[l], [down], [(down,0), (up,1)], False)
     return sets
