@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from .blocks import blocks
-from .methods import working
+from .methods import kinds_read, methods
 from .models import quiet
 from .passes import check_readable
 
@@ -60,7 +60,10 @@ anatomies = {
     'mpnet': Anatomy('MPNet', **_roberta | _mpnet, by_head='encoder.relative_attention_bias')}
 
 # %% ../nbs/11_anatomy.ipynb #c1e1e014
-_all_kinds = {'hidden','cls','attentions','queries','keys','values'}
+def _shows(model, kind:str)->bool:
+    "Whether `kind`, such as 'attentions', can be read from a model."
+    try: return bool(check_readable(model, {(kind,-1)}))
+    except ValueError: return False
 
 def _instead(config)->str:
     "Methods that work with a model whose weights cannot be inherited."
@@ -68,8 +71,9 @@ def _instead(config)->str:
         with quiet(), torch.device('meta'): model = AutoModelForSequenceClassification.from_config(config)
         with torch.device('cpu'): # whoever asks may be making a model without numbers
             check_readable(model)
-            return ', '.join(working(model, _all_kinds))
+            can = {k for k in ('hidden','cls','attentions','queries','keys','values') if _shows(model, k)}
     except ValueError: return 'none'
+    return ', '.join(n for n,m in methods.items() if m.student=='lower' and kinds_read(n)<=can)
 
 def anatomy_of(
     config, # Of a model
