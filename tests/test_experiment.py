@@ -56,7 +56,7 @@ refused = {
     'FNet as the student': ('minilm_v2', dict(student_model=(FNetConfig, dict(type_vocab_size=2)), relation_heads=2), 'attention of FNetForSequenceClassification cannot be read'),
     'one block below which there is none': ('fsd', dict(student_layers=1), r"would compare the student's embeddings \(it has 1 block\)"),
     'XLM': ('nods', dict(model=(XLMConfig, dict(emb_dim=16, n_heads=2, n_layers=4))), 'XLMForSequenceClassification has no one list of its 4 blocks'),
-    'RoBERTa for wid': ('wid', dict(model=(RobertaConfig, dict(pad_token_id=1, type_vocab_size=2))), 'weight inheritance needs a BERT'),
+    'FNet for wid': ('wid', dict(model=(FNetConfig, dict(type_vocab_size=2))), "weight inheritance needs a BERT, .* of the kind 'fnet'; methods that work with this model: nods, vkd,"),
     'decoder for wid': ('wid', dict(model=dict(is_decoder=True)), 'weight inheritance needs'),
     'width for wid': ('wid', dict(student_width=7), 'width=7'),
     'blocks for wid': ('wid', dict(student_layers=2), 'student_layers=2: a student that inherits'),

@@ -4,8 +4,8 @@ from dataclasses import fields
 import nbformat, papermill, pytest, torch
 from conftest import root
 from datasets import Dataset
-from transformers import (AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification, BertModel,
-                          RobertaConfig, RobertaModel, Trainer, TrainingArguments)
+from transformers import (AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM,
+                          BertForSequenceClassification, BertModel, Trainer, TrainingArguments, pipeline)
 from fsd import distill
 from fsd.kept import read_json
 from fsd.models import load_teacher, load_tokenizer
@@ -15,7 +15,8 @@ from fsd.given import DistillationConfig
 from fsd.trainer import DistillationTrainer
 from fsd.compress import Compression, Masking, read_corpus
 from fsd.settings import CompressionSettings
-from fsd.compactors import compact, merge, strategies, tied_sets
+from fsd.anatomy import anatomies, widths
+from fsd.compactors import compact, merge, strategies, tied_sets, wid_config
 from fsd.wid import Inheritance
 
 def teacher(kind=BertForSequenceClassification, seed=0):
@@ -206,14 +207,124 @@ def test_what_cannot_be_meant_ends_before_anything_is_computed(outputs, small, m
     with pytest.raises((ValueError, FileNotFoundError)) as e: Compression(**choices(**small | wrong[message]))
     assert message in str(e.value) and not outputs.exists()
 
-@pytest.mark.parametrize('kind, config, message', [
-    (RobertaModel, RobertaConfig, "needs a BERT, and this model is of the kind 'roberta'"), (BertModel, BertConfig, 'its config.json says is_decoder')])
-def test_what_cannot_be_inherited_is_refused_before_a_teacher_is_trained(outputs, small, tiny_bert, tmp_path, kind, config, message):
-    shutil.copytree(tiny_bert, tmp_path/'model')
-    kind(config(vocab_size=80, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=64, is_decoder=kind is BertModel)).save_pretrained(tmp_path/'model')
-    with pytest.raises(ValueError, match=message): distill('rte', 'wid', model=str(tmp_path/'model'), data='demo', max_length=32)
-    with pytest.raises(ValueError, match=message): Compression(**choices(**small | dict(model=str(tmp_path/'model'))))
+special,few = dict(bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2),dict(num_key_value_heads=1, head_dim=8)
+others = {'albert':{}, 'camembert':{}, 'deberta-v2':dict(type_vocab_size=2), 'fnet':dict(type_vocab_size=2), 'modernbert':special, 'qwen3':few}
+
+def check_refused(folder, small, outputs, message):
+    with pytest.raises(ValueError, match=message): distill('rte', 'wid', model=folder, data='demo', max_length=32)
+    with pytest.raises(ValueError, match=message): Compression(**choices(**small | dict(model=folder)))
     assert not outputs.exists()
+
+@pytest.mark.parametrize('kind', others)
+def test_another_family_is_refused_before_a_teacher_is_trained_and_hears_what_works(outputs, small, family, kind):
+    check_refused(family(kind, **others[kind]), small, outputs, f"ELECTRA or MPNet, and this model is of the kind '{kind}'; methods that work with this model: nods, vkd, ")
+
+@pytest.mark.parametrize('kind', ['bert', 'electra'])
+def test_a_model_that_reads_from_left_to_right_is_refused(outputs, small, family, kind):
+    check_refused(family(kind, is_decoder=True), small, outputs, 'reads from left to right: its config.json says is_decoder')
+
+# ---------------------------------------------------------------- families
+
+@pytest.fixture
+def family(tiny_bert, tmp_path):
+    "`family(kind, **changes)`: a folder with the tiny BERT's tokenizer and a small random model of a family, of the class `auto`."
+    def make(kind, auto=AutoModel, **changes):
+        folder = tmp_path/kind
+        shutil.copytree(tiny_bert, folder)
+        (folder/'model.safetensors').unlink()
+        random(kind, auto, vocab_size=80, **changes).save_pretrained(folder)
+        return str(folder)
+    return make
+
+kinds = [(k,{}) for k in anatomies if k!='electra'] + [('electra',dict(embedding_size=e)) for e in (16,8)]
+each = pytest.mark.parametrize('kind, more', kinds, ids=[k + str(m.get('embedding_size', '')) for k,m in kinds])
+
+def random(kind, auto=AutoModelForSequenceClassification, **more):
+    torch.manual_seed(0)
+    size = dict(vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32, max_position_embeddings=64, pad_token_id=0)
+    if kind in anatomies: size |= {anatomies[kind].inner:32}
+    return auto.from_config(AutoConfig.for_model(kind, **size | more)).eval()
+
+def half(config): return {k:n//2 for k,n in widths(config).items()}
+
+@each
+@pytest.mark.parametrize('auto, strategy', [(AutoModelForSequenceClassification, 'dim'), (AutoModelForSequenceClassification, 'head'), (AutoModelForMaskedLM, 'head')])
+def test_the_end_is_exact_in_every_family(kind, more, auto, strategy, tmp_path):
+    wid = Inheritance(random(kind, auto, **more), 8, strategy)
+    trainer(wid, tmp_path, 3, words=auto is AutoModelForMaskedLM).train()
+    check_end(wid, **batch)
+    small,config = wid.finish(),wid.model.config
+    assert (widths(small.config), small.config.num_attention_heads)==(half(config), 4 if strategy=='dim' else 2)
+    small.save_pretrained(tmp_path/'small')
+    assert torch.equal(auto.from_pretrained(tmp_path/'small').eval()(**batch).logits, small(**batch).logits)
+
+def check_student(folder, config):
+    "The folder is a model of half the widths for whoever reads it."
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert type(model).__name__.endswith('ForSequenceClassification') and widths(model.config)==half(config)
+    say = pipeline('text-classification', model=str(folder), tokenizer=load_tokenizer(folder), device='cpu')
+    ids = load_tokenizer(folder)('it was of the a', return_tensors='pt')
+    assert say('it was of the a')[0]['score']==pytest.approx(model.eval()(**{k:v for k,v in ids.items() if k!='token_type_ids'}).logits.softmax(1).max().item(), abs=1e-6)
+
+@each
+def test_a_family_from_task_to_student(outputs, family, kind, more):
+    folder = family(kind, **more)
+    run = distill('rte', 'wid', model=folder, data='demo', max_length=32, train_examples=16, batch_size=8, teacher_epochs=1, epochs=1, device='cpu',
+                  wid_strategy='head' if kind in ('mpnet','distilbert') else 'dim')
+    check_student(next((outputs/'students').glob('*/')), AutoConfig.from_pretrained(folder))
+    assert 0<=run.scores['validation']['accuracy']<=1
+
+@each
+def test_a_family_in_a_trainer_of_distillation(tmp_path, kind, more):
+    wid = Inheritance(random(kind, **more), 8)
+    t = trainer(wid, tmp_path, 4, kind=DistillationTrainer, args=DistillationConfig, more=dict(teacher=random(kind, **more), method='wid'), max_length=8, alpha=.5)
+    t.train()
+    assert all({'ce','kd'} <= l.keys() for l in t.state.log_history if 'loss' in l)
+    check_end(wid, **batch)
+
+def test_heads_that_share_a_table_resume_bit_for_bit(tmp_path):
+    whole,again = (Inheritance(random('mpnet'), 8, 'head', ramp=.5, fade=.3) for _ in range(2))
+    trainer(whole, tmp_path).train()
+    trainer(again, tmp_path).train(resume_from_checkpoint=str(tmp_path/'checkpoint-4'))
+    assert all(torch.equal(v, w) for v,w in zip(whole.model.state_dict().values(), again.model.state_dict().values()))
+
+def test_heads_that_share_a_table_go_in_all_blocks_and_take_their_columns_along():
+    model = random('mpnet')
+    wid = Inheritance(model, 8, 'head')
+    left = [b.attention.attn.o.left for b in wid.model.mpnet.encoder.layer]
+    for p,heads in zip(left, ([3,1,2,9], [2,9,3,1])): p.data *= torch.tensor(heads).repeat_interleave(4)[:,None].float() # 5, 10, 5, 10 together
+    small = wid.finish()
+    kept = wid.model.selection.inner.view(1, 4, 4)[0,:,0].bool()
+    assert kept.tolist()==[False,True,False,True]
+    assert torch.equal(small.mpnet.encoder.relative_attention_bias.weight, model.mpnet.encoder.relative_attention_bias.weight[:,kept])
+
+def test_waves_for_positions_are_inherited_like_what_was_learned(tmp_path):
+    wid = Inheritance(random('distilbert', sinusoidal_pos_embds=True), 8)
+    trainer(wid, tmp_path, 6).train()
+    check_end(wid, **batch)
+    wid.finish().save_pretrained(tmp_path/'small')
+    assert torch.equal(AutoModelForSequenceClassification.from_pretrained(tmp_path/'small').eval()(**batch).logits, wid.finish()(**batch).logits)
+
+def test_what_a_family_has_not_is_named():
+    model = random('roberta')
+    model.roberta.encoder.layer[1].output.adapter = torch.nn.Linear(16, 16)
+    with pytest.raises(ValueError, match='holds roberta.encoder.layer.1.output.adapter.weight, which no RoBERTa has'): Inheritance(model, 8)
+
+def test_embeddings_keep_their_ratio_or_are_refused():
+    config = random('electra', embedding_size=4).config
+    assert wid_config(config, 8).embedding_size==2
+    with pytest.raises(ValueError, match='width=8 of 16 would give an embedding width of 1.5'): wid_config(random('electra', embedding_size=3).config, 8)
+
+@each
+def test_a_corpus_narrows_a_family(outputs, small, family, kind, more):
+    run = Compression(**choices(**small | dict(model=family(kind, AutoModelForMaskedLM, **more), steps=4, checkpoint_every=99)))
+    record = run.run()
+    assert not record['fresh_head'] and widths(AutoModelForMaskedLM.from_pretrained(run.folder).config)==half(run.config)
+    assert load_teacher(run.folder, 'mrpc').config.hidden_size==8
+
+def test_the_half_of_electra_that_guesses_no_words_gets_a_fresh_head(outputs, small, family):
+    run = Compression(**choices(**small | dict(model=family('electra', AutoModelForPreTraining, embedding_size=8), steps=4, checkpoint_every=99)))
+    assert run.run()['fresh_head'] and run.fresh==('generator_lm_head.', 'generator_predictions.')
 
 def test_a_tokenizer_with_more_words_than_the_model_is_refused(outputs, small, tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path/'more')
