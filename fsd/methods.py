@@ -165,7 +165,7 @@ def reads(
     if m.schedule: own.update(schedule_knobs)
     if any(t.memory for t in terms): own.update(of_memories)
     if m.student=='inherited': own.update(of_inherited)
-    return {'student_model', *of_rows, *of_both, *of_teachers, *of_students} | own
+    return {'teacher', 'student_model', *of_rows, *of_both, *of_teachers, *of_students} | own
 
 # %% ../nbs/08_methods.ipynb #4c8f05d2
 def own_pair(name:str, pair:Pair)->Pair:

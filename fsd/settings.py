@@ -100,6 +100,8 @@ class Settings(Epochs, Knobs):
     label:str|None = setting("your own data's column of the label; none guesses", before=None)
     metric:str|None = setting("what your own task is measured by; none is the usual", before=None)
     partial:bool = setting("use incomplete *_partial files")
+    teacher:str|None = setting("a fine-tuned classifier to learn from, a folder or a name on the hub; "
+                               "none fine-tunes the model")
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0, low=1e-8)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
@@ -273,11 +275,12 @@ def check_fit(
 ):
     "Raise a `ValueError` where settings do not fit the model or the data."
     def need(ok, name, words):
-        if not ok: raise ValueError(f"{name}={getattr(s,name)} {words}")
-    need(s.max_length<=positions, 'max_length', f"is longer than the model's {positions} positions")
+        if not ok: raise ValueError(f"{name}={layers if name=='student_layers' else getattr(s,name)} {words}")
+    def blocks(n): return f"{n} block{'s'*(n!=1)}"
     layers = s.student_layers or depth//2
-    need(1<=layers<=depth, 'student_layers', f"cannot be cut from a model of {depth} blocks")
-    need(layers<teacher_depth, 'student_layers', f"must be below the teacher's {teacher_depth} blocks")
+    need(s.max_length<=positions, 'max_length', f"is longer than the model's {positions} positions")
+    need(1<=layers<=depth, 'student_layers', f"cannot be cut from a model of {blocks(depth)}")
+    need(layers<teacher_depth, 'student_layers', f"must be below the teacher's {blocks(teacher_depth)}")
     need(examples>0, 'holdout', "leaves no training example")
     need(not memory or s.memory_size<=examples, 'memory_size', f"is more than the {examples} training examples")
     few = memory and s.debiased and s.memory_size<4
