@@ -66,6 +66,7 @@ def teacher_length(self:Roles)->int:
 @once
 def given(self:Roles):
     "The teacher of one's own, read and put in the order of the task's labels."
+    self.teacher_files # of what is read now
     return own_teacher(self.teacher_source, self.task)
 
 @patch(as_prop=True)
