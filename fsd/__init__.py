@@ -15,6 +15,7 @@ _face = {name:module for module,names in {
     'trainer': 'DistillationTrainer',
     'job': 'NonFinite',
     'features': 'KeptTeacher LiveTeacher keep_features',
+    'words': 'OtherWords',
     'models': 'load_teacher',
     'blocks': 'cut lower_half',
     'passes': 'Features',

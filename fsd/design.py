@@ -13,28 +13,28 @@ import torch
 from fastcore.basics import patch
 from .clusters import check_budget
 from .glue import GlueData, load
-from .job import Job, once
+from .job import once
+from .roles import Roles
 from .kept import fingerprint
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
 from .blocks import cut, depth, positions
-from .models import (check_words, find_model, load_config, load_teacher, load_tokenizer, model_fingerprint, model_name,
-                        sketch)
+from .models import check_words, load_config, load_teacher, model_fingerprint, model_name, sketch
+from .teachers import answering
 from .own import OwnData, check_name, own_data
 from .passes import random_features
-from .settings import (Settings, check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own, of_students, of_teachers,
-                          sections_of, shared_out, that_matter)
+from .settings import (Settings, check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own,
+                          of_students, of_teachers, sections_of, shared_out, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
 from .wid import Inheritance
 
 # %% ../nbs/15_design.ipynb #388fdbec
-class Design(Job):
+class Design(Roles):
     """What an experiment is to do: settings, model, data and method, and the folder of its run.
 
     A `ValueError` says what cannot be meant or does not fit; nothing is computed, and nothing written.
     """
-    asks = Settings
     alone = 'an experiment','start one per GPU for different seeds or tasks, or use DistillationTrainer'
 
     def __init__(self,
@@ -46,10 +46,10 @@ class Design(Job):
         told = dict(task=task, method=method, data='memory' if _in_memory(data) else data)
         super().__init__(partial(sections_of, task, method), **told, **params)
         s = self.settings
-        self.student_source = find_model(s.student_model) if s.student_model else self.source
-        self.config,self.student_config = load_config(self.source),load_config(self.student_source)
+        self.config,self.student_config = load_config(self.teacher_source),load_config(self.student_source)
         self.data = self.find_data(data)
         self.task = self.data.task
+        if s.teacher: self.config = answering(self.config, self.task)
         self.learned,self.held = shared_out(s, len(self.data.splits['train']))
         self._name_folder()
 
@@ -91,7 +91,9 @@ def reads(self:Design)->set:
 @patch
 def _name_folder(self:Design):
     s = self.settings
-    changed = self.overrides | ({'student_model':model_name(self.student_source)} if s.student_model else {})
+    given = dict(teacher=(s.teacher, self.teacher_source), student_model=(s.student_model, self.student_source))
+    changed = self.overrides | {k:model_name(source) for k,(name,source) in given.items() if name}
+    if s.teacher: changed.pop('student_model', None) # the run is named after it
     self.overrides = {k:v for k,v in changed.items() if k in self.reads}
     self.belongs(self.data, task=s.task, method=s.method, seed=s.seed)
 
@@ -141,43 +143,38 @@ def _check_choices(self:Design):
     if s.student_model and s.student_init=='teacher':
         raise ValueError("student_init='teacher' cuts the student from the teacher; "
                          f"leave student_model={s.student_model!r} out")
+    self.check_beside_teacher()
 
-# %% ../nbs/15_design.ipynb #020d75c5
-@patch(as_prop=True)
-@once
-def tokenizer(self:Design): return load_tokenizer(self.source)
-
+# %% ../nbs/15_design.ipynb #8b1e6f24
 @patch
-def _check_reader(self:Design, name:str, model):
-    "The tokenizer and `max_length` against one of the models that read rows."
+def _check_reader(self:Design, name:str, model, tokenizer=None, longest:int|None=None):
+    "The tokenizer and `max_length` against one of the models that read rows; the student's if not given."
     s,several = self.settings,len(self.task.sentences)>1
-    check_words(self.tokenizer, model.config, name)
-    if s.max_length>(most := positions(model)):
-        raise ValueError(f"max_length={s.max_length} is longer than the {most} positions of {name}")
+    tokenizer,longest = tokenizer or self.tokenizer,longest or s.max_length
+    check_words(tokenizer, model.config, name)
+    if longest>(most := positions(model)):
+        raise ValueError(f"max_length={longest} is longer than the {most} positions of {name}")
     kinds = getattr(model.config, 'type_vocab_size', 2)
-    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds==1:
+    if several and 'token_type_ids' in tokenizer.model_input_names and kinds==1:
         raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
+    special = tokenizer.num_special_tokens_to_add(several)
+    if longest<=special:
+        raise ValueError(f"max_length={longest} leaves no room for words: {special} tokens of a row of {s.task} are special")
 
 # %% ../nbs/15_design.ipynb #ebfc3490
 @patch
-def _check_text(self:Design, *models):
-    "The tokenizer and `max_length` against the models and the task."
-    s = self.settings
-    if s.student_model and load_tokenizer(self.student_source).get_vocab()!=self.tokenizer.get_vocab():
-        raise ValueError(f"student_model={s.student_model!r} has another vocabulary than {self.name}; "
-                         "teacher and student read the same tokens")
-    for name,m in zip((self.name, model_name(self.student_source)), models): self._check_reader(name, m)
-    special = self.tokenizer.num_special_tokens_to_add(len(self.task.sentences)>1)
-    if s.max_length<=special:
-        raise ValueError(f"max_length={s.max_length} leaves no room for words: "
-                         f"{special} tokens of a row of {s.task} are special")
+def _check_text(self:Design, teacher, student):
+    "Tokenizers and `max_length` against the models and the task."
+    self._check_reader(model_name(self.teacher_source), teacher, self.teacher_tokenizer, self.teacher_length)
+    if student is not teacher: self._check_reader(model_name(self.student_source), student)
 
 # %% ../nbs/15_design.ipynb #571b7b40
 @patch
 def pair(self:Design, memory:torch.Tensor)->Pair:
     "What the method's terms are told of student and teacher."
     return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
-                self.task.regression, memory, self.settings.seed, self.config.hidden_size)
+                self.task.regression, memory, self.settings.seed, self.config.hidden_size,
+                length_s=self.settings.max_length if self.apart else None)
 
 # %% ../nbs/15_design.ipynb #6738afee
 def _tried(name:str, term, *batch):
@@ -194,12 +191,13 @@ def _rehearse(self:Design, teacher, student)->Objective:
     "The objective, after each of its terms has given a number for a batch of random features."
     s = self.settings
     rows,length = min(4, s.batch_size),min(16, s.max_length)
-    memory = torch.randn(min(8, s.memory_size), length, self.config.hidden_size) # the real one is not there yet
+    length_t = min(12, self.teacher_length) if self.apart else length
+    memory = torch.randn(min(8, s.memory_size), length_t, self.config.hidden_size) # the real one is not there yet
     objective = Objective(self.method, self.pair(memory))
     check_shows(student, objective.needs_s)
     if objective.uses_teacher: check_shows(teacher, objective.needs_t)
     f_s = random_features(student, objective.needs_s, rows, length)
-    f_t = random_features(teacher, objective.needs_t, rows, length, seed=1) if objective.uses_teacher else None
+    f_t = random_features(teacher, objective.needs_t, rows, length_t, seed=1) if objective.uses_teacher else None
     labels = torch.arange(rows)%max(2, self.task.num_labels)
     if self.task.regression: labels = labels.float()
     for name,term in objective.terms.items(): _tried(name, term, f_s, f_t, labels)
@@ -219,7 +217,7 @@ def cut(self:Design, whole)->torch.nn.Module|Inheritance:
 @patch
 def _check_memory(self:Design):
     s = self.settings
-    try: check_budget(self.learned, s.max_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
+    try: check_budget(self.learned, self.teacher_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
     except ValueError as e: raise ValueError(f'memory_budget={s.memory_budget} MB: {e}') from None
 
 @patch
@@ -228,14 +226,17 @@ def check(self:Design)->Objective:
     s = self.settings
     self._check_choices()
     teacher = sketch(self.config, self.task)
-    whole = sketch(self.student_config, self.task) if s.student_model else teacher
-    check_fit(s, positions(teacher), depth(whole), depth(teacher), self.learned, self.needs_memory)
-    self._check_text(*dict.fromkeys((teacher, whole)))
+    two = self.student_source!=self.teacher_source
+    whole = sketch(self.student_config, self.task) if two else teacher
+    longest = positions(whole if self.apart else teacher)
+    check_fit(s, longest, depth(whole), depth(teacher), self.learned, self.needs_memory)
+    self._check_text(teacher, whole)
     if self.needs_memory and s.memory_procedure=='kmeans': self._check_memory()
     with torch.device('meta'): student = self.cut(whole)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         objective = self._rehearse(teacher, student.model if self.inherits else student)
-    if s.student_model: load_teacher(self.student_source, self.task) # is it whole?
+    if two: load_teacher(self.student_source, self.task) # is it whole?
+    if s.teacher: self.given
     return objective
 
 # %% ../nbs/15_design.ipynb #6b2a52af
@@ -263,9 +264,9 @@ def summary(self:Design)->dict:
             **({'read as':self.data.read} if self.data.source=='own' else {}),
             'method':f"{s.method}: {self.method.says} ({self.method.paper})",
             'loss':' + '.join(f'{weigh(w)} {n}' for n,w in self.weights.items()),
-            'model':self.source.words, 'student':student, 'padding':_paddings[s.padding].format(s.max_length),
-            'training':f'{counted(s.epochs, "epoch")} at {pace} in batches of {s.batch_size*s.accumulate}, {s.precision}; '
-                       f'teacher {s.teacher_epochs} at {s.teacher_lr:g}',
+            **self.models_in_words(), 'student':student, 'padding':_paddings[s.padding].format(s.max_length),
+            'training':f'{counted(s.epochs, "epoch")} at {pace} in batches of {s.batch_size*s.accumulate}, {s.precision}'
+                       + ('' if s.teacher else f'; teacher {s.teacher_epochs} at {s.teacher_lr:g}'),
             **self.ending()}
 
 # %% ../nbs/15_design.ipynb #fe2c2fe2
@@ -278,8 +279,12 @@ def _about_rows(self:Design)->dict:
 
 @patch
 def _about_teachers(self:Design)->dict:
-    "All that determines the teacher."
+    "All that determines the teacher; of one that is there already its files, and which rows are learned from."
     s = self.settings
+    if s.teacher:
+        drawn = dict(seed=s.teacher_seed) if self.held else {}
+        return dict(task=s.task, data=self.data.fingerprint, teacher=self.teacher_files, **self._about_rows(), **drawn,
+                    train_examples=s.train_examples)
     return dict(task=s.task, data=self.data.fingerprint, model=weights_of(self.source), **self._about_rows(),
                 **{k:getattr(s,k) for k in [*of_both, *of_teachers]})
 
@@ -322,7 +327,7 @@ def _about_students(self:Design)->dict:
     "All that determines the student."
     s,schedule = self.settings,self.method.schedule
     names = {'task','seed', *of_students, *of_both, *self._knobs}
-    taught = self.needs_teacher or s.student_init=='teacher'
+    taught = self.needs_teacher or s.student_init=='teacher' or s.teacher # its scores stand in the record
     return dict(data=self.data.fingerprint, **self._about_rows(), student=weights_of(self.student_source),
                 settings=that_matter(s, names),
                 terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()},
@@ -335,4 +340,11 @@ def _about_students(self:Design)->dict:
 def label(self:Design, kind:str)->str:
     "What a kept thing is called before its fingerprint."
     s = self.settings
-    return '-'.join([s.task, self.name, *([f'{s.method}-s{s.seed}'] if kind=='students' else [])])
+    if kind!='students': return f'{s.task}-{model_name(self.teacher_source)}'
+    return f'{s.task}-{self.name}-{s.method}-s{s.seed}'
+
+@patch
+def place(self:Design, kind:str)->Path:
+    "Where what is kept as `kind` lies, made or not; a teacher of one's own lies where it is."
+    if kind=='teachers' and self.settings.teacher: return Path(self.teacher_source)
+    return super(Design, self).place(kind)

@@ -25,6 +25,7 @@ from .settings import Knobs
 from .tasks import counted
 from .given import DistillationConfig
 from .trainer import DistillationTrainer
+from .words import OtherWords
 from .wid import Inheritance
 
 # %% ../nbs/15_experiment.ipynb #c94a01c5
@@ -46,18 +47,32 @@ class Experiment(Design):
         self.needs_t = self.check().needs_t # of the teacher, besides logits
 
 # %% ../nbs/15_experiment.ipynb #ae750adc
-@patch(as_prop=True)
-@once
-def rows(self:Experiment)->dict:
+@patch
+def _tokenised(self:Experiment, tokenizer, max_length:int)->dict:
     "Token ids of every split; `train` ends after `train_examples`, and `holdout` is a part taken out of it by chance."
-    s = self.settings
-    rows = tokenise(self.data, self.tokenizer, s.max_length)
-    for ds in rows.values(): row_lengths(ds, s.max_length) # a tokenizer that does not cut is found out here
+    s,rows = self.settings,tokenise(self.data, tokenizer, max_length)
+    for ds in rows.values(): row_lengths(ds, max_length) # a tokenizer that does not cut is found out here
     train = rows['train'] = rows['train'].select(range(self.learned+self.held))
     if self.held: # the same for all methods and seeds, as the teacher must not have learned it either
         order = np.random.default_rng(s.teacher_seed).permutation(len(train))
         rows['holdout'],rows['train'] = [train.select(np.sort(o)) for o in (order[:self.held], order[self.held:])]
     return rows
+
+@patch(as_prop=True)
+@once
+def rows(self:Experiment)->dict: return self._tokenised(self.tokenizer, self.settings.max_length)
+
+@patch(as_prop=True)
+@once
+def teacher_rows(self:Experiment)->dict:
+    "The same rows in the teacher's tokens."
+    return self._tokenised(self.teacher_tokenizer, self.teacher_length) if self.apart else self.rows
+
+@patch
+def _read_by(self:Experiment, kind:str)->tuple: # Rows, tokenizer, most tokens
+    "What 'teachers' or 'students' read."
+    if kind=='students': return self.rows, self.tokenizer, self.settings.max_length
+    return self.teacher_rows, self.teacher_tokenizer, self.teacher_length
 
 # %% ../nbs/15_experiment.ipynb #2312a293
 @patch
@@ -73,12 +88,12 @@ def probe(self:Experiment, size:int=32)->Probe:
 
 # %% ../nbs/15_experiment.ipynb #caac9f15
 @patch
-def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, callbacks=()):
+def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, callbacks=(), kind='students'):
     "For a model, or for one that shrinks: an `Inheritance` is a callback and groups its parameters."
-    groups = None
+    groups,(rows,tokenizer,_) = None,self._read_by(kind)
     if isinstance(model, Inheritance): model,groups,callbacks = model.model,model.parameter_groups,[*callbacks, model]
-    return DistillationTrainer(model, teacher, args, method, memory, self.rows['train'], self.tokenizer, groups,
-        callbacks=[*callbacks], eval_dataset={k:self.rows[k] for k in self.dev},
+    return DistillationTrainer(model, teacher, args, method, memory, rows['train'], tokenizer, groups,
+        callbacks=[*callbacks], eval_dataset={k:rows[k] for k in self.dev},
         compute_metrics=lambda p: glue.scores(self.task, p.predictions, p.label_ids))
 
 # %% ../nbs/15_experiment.ipynb #aa0621ba
@@ -99,8 +114,8 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)}
     own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch')
     args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, **own)
-    callbacks = [self.probe()] if kind=='students' and not self.held else []
-    trainer = self._trainer(args, model, method, callbacks=callbacks, **taught)
+    callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []
+    trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
     log = trainer.state.log_history
     write_json(folder/'training.json', told | dict(probe=[l for l in log if 'probe' in l], epochs=self._epochs(log)))
@@ -118,8 +133,9 @@ def _check_space(self:Experiment):
     s = self.settings
     layers = {self.layer} if self.needs_memory else set()
     if not self.runs_live: layers |= {l for k,l in self.needs_t if k=='hidden'}
-    lengths = row_lengths(self.rows['train'], s.max_length)
-    if s.padding=='paper': lengths = np.full_like(lengths, s.max_length)
+    rows,_,longest = self._read_by('teachers')
+    lengths = row_lengths(rows['train'], longest)
+    if s.padding=='paper': lengths = np.full_like(lengths, longest)
     plan = planned(lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
     if layers: need_space(self.outputs, planned_bytes(plan))
 
@@ -129,6 +145,9 @@ def _check_space(self:Experiment):
 def teacher_folder(self:Experiment)->Path:
     "The fine-tuned teacher, an ordinary checkpoint of transformers."
     s = self.settings
+    if s.teacher:
+        print(f'teachers: given {shown(self.place("teachers"))}', flush=True)
+        return self.place('teachers')
     def build(folder):
         self._check_space()
         fresh = load_teacher(self.source, self.task, s.teacher_seed)
@@ -139,15 +158,17 @@ def teacher_folder(self:Experiment)->Path:
 @once
 def teacher(self:Experiment):
     "The fine-tuned teacher, in eval mode."
-    return load_teacher(self.teacher_folder, self.task).to(self.device)
+    folder = self.teacher_folder
+    return (self.given if self.settings.teacher else load_teacher(folder, self.task)).to(self.device)
 
 # %% ../nbs/15_experiment.ipynb #fd95089e
 @patch
-def evaluate(self:Experiment, model)->dict:
-    "`Collected` logits, labels and features per dev split."
-    pad = collate(self.tokenizer.pad_token_id, self.settings.max_length)
+def evaluate(self:Experiment, model, kind:str='students')->dict:
+    "`Collected` logits, labels and features per dev split, of a model that reads what `kind` do."
+    rows,tokenizer,longest = self._read_by(kind)
+    pad = collate(tokenizer.pad_token_id, longest)
     def batches(split):
-        for batch in DataLoader(self.rows[split], self.settings.eval_batch_size, collate_fn=pad):
+        for batch in DataLoader(rows[split], self.settings.eval_batch_size, collate_fn=pad):
             yield {k:v.to(self.device) for k,v in batch.items()}
     return {split:compare.collect(model, batches(split)) for split in self.dev}
 
@@ -158,10 +179,11 @@ _evaluated = {} # the last teacher that this process looked at, and what came of
 @once
 def on_teacher(self:Experiment)->dict:
     "The teacher on the dev set."
-    key = self.teacher_folder, self.dev, self.settings.max_length, self.device
+    of_files = self.teacher_files if self.settings.teacher else None
+    key = self.teacher_folder, of_files, self.data.fingerprint, self.dev, self.settings.max_length, self.device
     if key not in _evaluated:
         _evaluated.clear()
-        _evaluated[key] = self.evaluate(self.teacher)
+        _evaluated[key] = self.evaluate(self.teacher, 'teachers')
     return _evaluated[key]
 
 # %% ../nbs/15_experiment.ipynb #8ef30672
@@ -192,25 +214,30 @@ def teacher_scores(self:Experiment)->pd.DataFrame:
 @patch
 def kept_features(self:Experiment, needs:frozenset)->KeptTeacher:
     "What the teacher says about each training example, computed or found."
-    s = self.settings
-    how = dict(padding=s.padding, max_length=s.max_length, batch_size=s.eval_batch_size, precision=s.precision)
-    return keep_features(self.teacher, self.rows['train'], needs, self.outputs/'features',
-                         pad_token_id=self.tokenizer.pad_token_id, **how)
+    s,(rows,tokenizer,longest) = self.settings,self._read_by('teachers')
+    how = dict(padding=s.padding, max_length=longest, batch_size=s.eval_batch_size, precision=s.precision)
+    return keep_features(self.teacher, rows['train'], needs, self.outputs/'features',
+                         pad_token_id=tokenizer.pad_token_id, **how)
 
 # %% ../nbs/15_experiment.ipynb #f4d9bc84
 @patch(as_prop=True)
 @once
-def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
+def features(self:Experiment)->KeptTeacher|LiveTeacher|OtherWords|None:
     "What the teacher says about each training example: kept, or live; `None` where the method does not ask."
     if not self.needs_teacher: return None
     s,needs,start = self.settings,self.needs_t,time.time()
     if self.runs_live:
         print('features: the teacher runs in every step', flush=True)
-        return LiveTeacher(self.teacher, needs, s.padding, precision=s.precision)
+        return self._told_apart(LiveTeacher(self.teacher, needs, s.padding, precision=s.precision))
     found = self.kept_features(needs)
     print(f'features: {counted(len(found), "row")} of {sorted(found.needs) or "logits"} in {shown(found.folder)}', flush=True)
     self.seconds['features'] = time.time()-start
-    return found
+    return self._told_apart(found)
+
+@patch
+def _told_apart(self:Experiment, teacher:KeptTeacher|LiveTeacher)->KeptTeacher|LiveTeacher|OtherWords:
+    "`teacher`, with its own tokens of the student's rows where these are others."
+    return OtherWords(teacher, self.teacher_rows['train'], self.rows['train'], self.teacher_length) if self.apart else teacher
 
 # %% ../nbs/15_experiment.ipynb #4dd0bd74
 @patch
@@ -272,8 +299,8 @@ def _maps(self:Experiment, split:str, t, s)->tuple[dict,dict]:
     size = min(32, len(t.features)//8)
     if size<4: return {},{}
     found,pixels = dict(batch_size=size),{}
-    for padding,mask in (('paper',None), ('masked',t.mask)):
-        maps,own = compare.cka_map(t.features, s.features, size, mask),padding==self.settings.padding
+    for padding,masks in (('paper',()), ('masked',(t.mask, s.mask))):
+        maps,own = compare.cka_map(t.features, s.features, size, *masks),padding==self.settings.padding
         means = {k:dict(zip(('diagonal','rest'), analysis.map_means(m))) for k,m in maps.items()}
         found |= means if own else {padding:means}
         pixels |= {f"{k}_{split}" if own else f"{k}_{padding}_{split}":m.astype('float32') for k,m in maps.items()}
@@ -300,7 +327,7 @@ def analyse(self:Experiment,
 @patch
 def _used(self:Experiment)->dict:
     "The part of the record that says what was used."
-    places,d = ('model','data','student_model','device'),self.data
+    places,d,given = ('model','data','teacher','student_model','device'),self.data,self.settings.teacher
     where = d.where if d.source!='folder' else f'{self.task.folder} from a folder of GLUE files'
     data = dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial)
     model = dict(name=self.name, source=self.source.source, fingerprint=weights_of(self.source))
@@ -308,7 +335,11 @@ def _used(self:Experiment)->dict:
         settings={k:v for k,v in asdict(self.settings).items() if k not in places},
         terms={n:'schedule' if callable(w) else w for n,w in self.weights.items()},
         data=data | dict(rows={k:len(v) for k,v in self.rows.items()}),
-        model=model | dict(student=model_name(self.student_source)))
+        model=model | dict(student=model_name(self.student_source)) | (dict(teacher=self._teacher_used()) if given else {}))
+
+@patch
+def _teacher_used(self:Experiment)->dict:
+    return dict(name=model_name(self.teacher_source), source=self.teacher_source.source, fingerprint=self.teacher_files)
 
 # %% ../nbs/15_experiment.ipynb #0beada91
 @patch

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'read_teacher', 'as_pair', 'as_teacher', 'paddings']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'paddings']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
@@ -15,14 +15,15 @@ from torch import nn, Tensor
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 from .settings import Knobs, Settings
 from .values import allowed
-from .rows import collate
+from .rows import collate, tokens
 from .blocks import check_length, depth
-from .models import find_model, quiet
+from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
 from .methods import Objective, check_shows
 from .terms import Method, Pair
 from .job import OneDevice
-from .pairs import check_padding, label_kind
+from .pairs import check_padding, label_kind, own_words
+from .words import OtherWords
 
 # %% ../nbs/10_given.ipynb #5d1c7a40
 def check_rate(
@@ -123,10 +124,25 @@ def check_compared(objective:Objective, student:nn.Module, teacher:nn.Module|Non
             except ValueError as e:
                 raise ValueError(f'{name!r} cannot compare this student with its teacher: {e}') from None
 
+# %% ../nbs/10_given.ipynb #3e9d07f2
+def check_same_words(folder:str|Path, tokenizer):
+    "A `ValueError` if the tokenizer in `folder`, where there is one, has another vocabulary than `tokenizer`."
+    try: check_vocabulary(folder)
+    except ValueError: return
+    if load_tokenizer(folder).get_vocab()!=tokenizer.get_vocab():
+        raise ValueError(f"the tokenizer of the teacher in {folder} has another vocabulary than processing_class, "
+                         f"and both models read the same tokens; {own_words}")
+
 # %% ../nbs/10_given.ipynb #585af2fa
-def read_teacher(folder:str|Path)->nn.Module: # In float32
-    "The fine-tuned classifier in `folder`, or of that name on the hub; a `ValueError` if its classifier is missing."
+def read_teacher(
+    folder:str|Path,
+    tokenizer=None, # The student's, if it is to read the same words
+)->nn.Module: # In float32
+    """The fine-tuned classifier in `folder`, or of that name on the hub.
+
+    A `ValueError` if its classifier is missing, or if beside it lies another tokenizer than the student's."""
     folder = find_model(folder)
+    if tokenizer is not None: check_same_words(folder, tokenizer)
     read = AutoModelForSequenceClassification.from_pretrained
     with quiet(): model,info = read(folder, dtype=torch.float32, output_loading_info=True)
     if lost := sorted(info['missing_keys']):
@@ -143,7 +159,7 @@ def as_pair(
     teacher,         # A model or anything with `depth` and `width`, or nothing
     args:DistillationConfig,
     memory:Tensor|None=None,
-    rows=None,       # Training data, for the kind of their labels
+    rows=None,       # Training data, for the kind of their labels, and how long they are
 )->Pair:
     "What the terms are told of a student and a teacher that are at hand."
     kind,smoothing = label_kind(model.config, rows),args.label_smoothing_factor
@@ -152,8 +168,13 @@ def as_pair(
         raise ValueError(f"label_smoothing_factor={smoothing} is for one class a row; set it to 0 for {what}")
     if kind=='several': model.config.problem_type = 'multi_label_classification' # pipelines read it
     width = teacher.config.hidden_size if isinstance(teacher, nn.Module) else getattr(teacher, 'width', None)
+    length = _longest(args, rows) if isinstance(teacher, OtherWords) else None
     return Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, kind=='regression',
-                memory, args.seed, width, several=kind=='several', smoothing=smoothing)
+                memory, args.seed, width, several=kind=='several', smoothing=smoothing, length_s=length)
+
+def _longest(args, rows)->int:
+    "Positions of the student's rows, padded as they are for training."
+    return int(tokens(rows)[1].max()) if args.padding=='masked' and hasattr(rows, '__len__') else args.max_length
 
 # %% ../nbs/10_given.ipynb #dd410039
 def _as_live(model, needs, padding):

@@ -214,14 +214,14 @@ def train(self:Job,
     folder:Path,       # Of what comes of it
     finish:Callable|None=None, # Makes a model of what was trained, where it is none yet
 )->dict: # Of the training: history, seconds, peak memory, environment
-    "Train to the end, from the newest checkpoint if there is one, and save model and tokenizer."
+    "Train to the end, from the newest checkpoint if there is one, and save model and tokenizer, the trainer's if it has one."
     start = time.time()
     with quiet():
         trainer.train(resume_from_checkpoint=True)
         if not all(p.isfinite().all() for p in trainer.model.parameters()):
             raise NonFinite('after the last step the weights are not finite; a lower lr may help')
         (finish() if finish else trainer.model).save_pretrained(folder)
-    self.tokenizer.save_pretrained(folder)
+    (trainer.processing_class or self.tokenizer).save_pretrained(folder)
     history = [l for l in trainer.state.log_history if 'loss' in l]
     machine = dict(peak_memory=peak_memory(self.device), environment=environment(self.device))
     return dict(history=history, seconds=time.time()-start, **machine)

@@ -130,6 +130,8 @@ class Settings(Epochs, Knobs):
     label:str|None = setting("your own data's column of the label; none guesses", before=None)
     metric:str|None = setting("what your own task is measured by; none is the usual", before=None)
     partial:bool = setting("use incomplete *_partial files")
+    teacher:str|None = setting("a fine-tuned classifier to learn from, a folder or a name on the hub; "
+                               "none fine-tunes the model")
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0, low=1e-8)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
@@ -320,7 +322,7 @@ def check_fit(
 ):
     "Raise a `ValueError` where settings do not fit the model or the data."
     def need(ok, name, words):
-        if not ok: raise ValueError(f"{name}={getattr(s,name)} {words}")
+        if not ok: raise ValueError(f"{name}={len(keep) if name=='student_layers' else getattr(s,name)} {words}")
     need(s.max_length<=positions, 'max_length', f"is longer than the model's {positions} positions")
     keep = kept_blocks(s, depth)
     if s.student_blocks=='lower':

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['terms', 'positions', 'of_states', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pair', 'Term', 'compared',
-           'compared_states', 'between_states', 'same_width', 'Projected', 'between_coordinates', 'Method', 'weight',
-           'beside_vkd']
+           'compared_states', 'as_one', 'between_states', 'same_width', 'Projected', 'between_coordinates', 'Method',
+           'weight', 'beside_vkd']
 
 # %% ../nbs/08_terms.ipynb #1230d32f
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 import torch
 from torch import nn, Tensor
+from .losses import flat
 from .settings import Knobs
 from .cka import float_of, uncast
 
@@ -30,6 +31,7 @@ class Pair:
     block:int|None=None    # Block of the student, for a term that there is one of for each
     several:bool=False     # Whether a row has several labels at once
     smoothing:float=0.     # Share of a label that goes to all classes alike
+    length_s:int|None=None # Positions of the student, where it reads other tokens than its teacher; None: the same ones
 
     def mask(self, f)->Tensor|None:
         "The mask that structures see: that of the `Features` `f`, or none where padding takes part."
@@ -51,6 +53,7 @@ class Term:
     teacher:bool=True      # Whether it looks at the teacher at all
     memory:bool=False      # Whether it needs `Pair.memory`
     labels:bool=False      # Whether it reads the labels: rows without them will not do
+    tokens:bool=True       # Whether it sets tokens of the student beside those of the teacher, if it needs any
 
 terms:dict[str,Term] = {}
 
@@ -84,16 +87,27 @@ def compared_states(pair:Pair)->tuple[set,set]:
                          "take a student of 2 or more, a higher layer, or a method that compares logits")
     return {('hidden',l_s)}, {('hidden',l_t)}
 
+# %% ../nbs/08_terms.ipynb #61d3f0ab
+def as_one(
+    h:Tensor, # (N, L, D)
+    mask:Tensor|None=None, # (N, L); None lets padding take part
+)->Tensor: # (N, 1, L·D)
+    "Each example as a single token, its padding zeroed."
+    return flat(h, mask)[:,None]
+
 # %% ../nbs/08_terms.ipynb #3c04295c
 def between_states(
     loss:Callable, # `(h_s, h_t, mask, *values) -> scalar`
     *names:str,    # Settings whose values it gets after the mask
-)->dict: # `build`, `needs` and `knobs` of a `Term`
+    tokens:bool=True, # Whether it compares token with token; a loss that flattens each example does not
+)->dict: # `build`, `needs`, `knobs` and `tokens` of a `Term`
     "A term of the hidden states of the compared blocks."
     def build(pair):
         (l_s,l_t),extra = compared(pair),[getattr(pair.knobs, n) for n in names]
+        def one(f, l): return as_one(f.hidden[l], pair.mask(f))
+        if pair.length_s: return lambda s,t,labels: loss(one(s, l_s), one(t, l_t), None, *extra)
         return lambda s,t,labels: loss(s.hidden[l_s], t.hidden[l_t], pair.mask(s), *extra)
-    return dict(build=build, needs=compared_states, knobs=(*of_states,*names))
+    return dict(build=build, needs=compared_states, knobs=(*of_states,*names), tokens=tokens)
 
 # %% ../nbs/08_terms.ipynb #59ff0162
 def same_width(pair:Pair, what:str):

@@ -19,7 +19,7 @@ from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .models import weights_fingerprint
 from .passes import forward
-from .features import KeptTeacher, LiveTeacher
+from .features import LiveTeacher
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
@@ -46,7 +46,7 @@ class DistillationTrainer(Trainer):
     _tag_names,loss_is_scaled_for_ga = ['fsd','knowledge-distillation'],False # a loss is a mean over its own batch; see below
     def __init__(self,
         model:nn.Module=None,    # Student, a sequence classifier
-        teacher=None,            # A model, folder, name on the hub, `KeptTeacher`, or `batch -> Features` with `depth`
+        teacher=None,            # A model, folder, name on the hub, `KeptTeacher`, `OtherWords`, or `batch -> Features` with `depth`
         args:DistillationConfig|None=None,
         method:str|Method='fsd', # One whose terms do not look at a teacher needs none
         memory:Tensor|None=None, # The teacher's centroids, (K, L, D), for methods that have one
@@ -60,7 +60,7 @@ class DistillationTrainer(Trainer):
         check_arguments(args, train_dataset, parameter_groups, **kwargs)
         check_student(model, self.method)
         check_memory(memory)
-        if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher)
+        if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
         pair = as_pair(model, teacher, args, memory, train_dataset)
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = as_teacher(teacher, self.objective, args)
@@ -70,7 +70,7 @@ class DistillationTrainer(Trainer):
         usual = None if given else paddings(model, self.teacher, args, self.objective, processing_class)
         collator,self.to_longest = usual or (given, None)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
-        if known and isinstance(self.teacher, KeptTeacher): self.teacher.check_rows(train_dataset)
+        if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)
         if usual and classed: check_labels(train_dataset, model.config.num_labels)
         super().__init__(model, args, collator, train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
@@ -196,6 +196,7 @@ def _of_rows(rows)->str:
     return f'{len(rows)} rows, {ends}'
 
 def _of_teacher(teacher)->str|None:
+    teacher = getattr(teacher, 'teacher', teacher) # of one that reads other words
     if teacher is None: return None
     if isinstance(getattr(teacher, 'model', None), nn.Module): return weights_fingerprint(teacher.model)
     return getattr(teacher, 'about', {}).get('model', 'unknown')

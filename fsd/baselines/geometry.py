@@ -87,8 +87,8 @@ def gram_distance(
     return (k - t).square().sum().to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/geometry.ipynb #36346df1
-terms['procrustes'] = Term('distance after the best rotation', **between_states(procrustes))
-terms['gram'] = Term('distance of the Gram matrices', **between_states(gram_distance))
+terms['procrustes'] = Term('distance after the best rotation', **between_states(procrustes, tokens=False))
+terms['gram'] = Term('distance of the Gram matrices', **between_states(gram_distance, tokens=False))
 
 # %% ../../nbs/baselines/geometry.ipynb #312423b4
 methods['procrustes'] = beside_vkd('after arXiv 2509.25253', 'the distance after the best rotation', 'procrustes',

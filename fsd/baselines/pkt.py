@@ -49,6 +49,6 @@ def pkt(
     return loss.to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/pkt.ipynb #5173a114
-terms['pkt'] = Term('choices among the examples of a batch, Passalis and Tefas 2018', **between_states(pkt))
+terms['pkt'] = Term('choices among the examples of a batch, Passalis and Tefas 2018', **between_states(pkt, tokens=False))
 methods['pkt'] = beside_vkd('Passalis and Tefas 2018, arXiv 1803.10837', 'choices among examples', 'pkt',
     look=('PKT', '#2f6f4f', (5,1,0)))

@@ -168,8 +168,8 @@ def pcka(
     return (((1 - c) * keep).sum() / keep.sum().clamp(min=1)).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #9aa274f7
-terms['sp'] = Term('row-normalised similarities, Tung and Mori 2019', **between_states(sp))
-terms['cckd'] = Term('Gaussian similarities, Peng et al. 2019', **between_states(cckd))
+terms['sp'] = Term('row-normalised similarities, Tung and Mori 2019', **between_states(sp, tokens=False))
+terms['cckd'] = Term('Gaussian similarities, Peng et al. 2019', **between_states(cckd, tokens=False))
 terms['pcka'] = Term('uncentred alignment of chunks of tokens, after Zhou et al. 2024', **between_states(pcka))
 terms['rcka'] = Term('uncentred alignment of logits, Zhou et al. 2024',
     lambda pair: lambda s,t,labels: rcka(s.logits, t.logits))

@@ -100,6 +100,6 @@ def rkd(
     return (distance * _loss(_relative, *k) + angle * _loss(_cosines, *k)).to(float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #91705d6c
-terms['rkd'] = Term('distances and angles, Park et al. 2019', **between_states(rkd, 'distance', 'angle'))
+terms['rkd'] = Term('distances and angles, Park et al. 2019', **between_states(rkd, 'distance', 'angle', tokens=False))
 methods['rkd'] = beside_vkd('Park et al. 2019, arXiv 1904.05068', 'distances and angles between examples', 'rkd',
     look=('RKD', '#0072b2', 'D'))
