@@ -213,9 +213,10 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|None:
 @patch
 def _cluster(self:Experiment, folder:Path):
     "Cluster what the teacher says, and write centroids and what became of the rows into `folder`."
-    s,x = self.settings,self.kept_features({('hidden', self.layer)}).flat(self.layer)
+    s,where = self.settings,'cpu' if self.settings.memory_procedure=='released' else self.device
+    x = self.kept_features({('hidden', self.layer)}).flat(self.layer, where)
     if s.memory_procedure=='released': found = released_memory(x, s.memory_size, seed=s.teacher_seed)
-    else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6)
+    else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6, device=where)
     np.save(folder/'centroids.npy', found.centroids.numpy())
     write_json(folder/'clusters.json', dict(inertia=found.inertia, counts=found.counts.tolist()))
 

@@ -377,24 +377,24 @@ def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
 # %% ../nbs/09_features.ipynb #fda129b0
 class FlatRows:
     "Kept rows as a matrix (n, L·D), read when sliced; zeros after the end of a row."
-    def __init__(self,
-        teacher:KeptTeacher,
+    def __init__(self, teacher:KeptTeacher,
         layer:int, # As in `fsd.models.layer_index`
+        device='cpu', # Where rows are given out
     ):
-        self.teacher, self.layer, self.length = teacher, layer_index(teacher.depth, layer), int(teacher.lengths.max())
+        self.teacher, self.length, self.device = teacher, int(teacher.lengths.max()), device
+        self.layer = layer_index(teacher.depth, layer)
         if ('hidden', self.layer) not in teacher.needs:
-            there = sorted(l for _,l in teacher.needs)
-            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}; {there} are')
+            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}; {sorted(l for _,l in teacher.needs)} are')
         self.shape = len(teacher), self.length*teacher.width
 
     def __len__(self): return self.shape[0]
     def __getitem__(self,
         at, # A slice or an array of row numbers, in the order of the data
     )->Tensor: # (n', L·D) in float32
-        return self.teacher._gather(self.layer, np.arange(len(self))[at], self.length).flatten(1).float()
+        return self.teacher._gather(self.layer, np.arange(len(self))[at], self.length).to(self.device).flatten(1).float()
 
 # %% ../nbs/09_features.ipynb #5f9c7a42
 @patch
-def flat(self:KeptTeacher, layer:int)->FlatRows:
+def flat(self:KeptTeacher, layer:int, device='cpu')->FlatRows:
     "The kept rows of `layer` as a matrix (n, L·D) in the order of the data."
-    return FlatRows(self, layer)
+    return FlatRows(self, layer, device)

@@ -129,7 +129,7 @@ def _in_training(trainer):
     "Its collator, looking at labels and bringing kept features: on a device nobody asks for either."
     collator = trainer.data_collator
     if trainer.classes: collator = Checked(collator, trainer.classes)
-    return Taught(collator, trainer.teacher) if isinstance(trainer.teacher, KeptTeacher) else collator
+    return Taught(collator, trainer.teacher) if hasattr(trainer.teacher, 'gather') else collator
 
 @patch
 def get_train_dataloader(self:DistillationTrainer):
