@@ -46,6 +46,7 @@ def cka_map(
     features_m,       # Another model's features of the same n examples; its width may differ
     batch_size:int,   # Examples in a mini-batch; n % batch_size examples at the end are left out
     mask:Tensor|None=None, # 1 on real tokens, (n, L): positions outside it are set to 0
+    device='cpu',     # Where the arithmetic is done
 )->dict[str,np.ndarray]: # 'biased' and 'debiased', (P, P) each
     """CKA between the teacher's i-th and the model's j-th mini-batch, Figure 4; reads one mini-batch at a time.
 
@@ -58,8 +59,8 @@ def cka_map(
     P = _batches(features_t, features_m, batch_size, mask)
     def batch(features, i):
         rows = slice(i*batch_size, (i+1)*batch_size)
-        x = torch.as_tensor(features[rows])
-        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows]))
+        x = torch.as_tensor(features[rows]).to(device)
+        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows].to(device)))
     t,m = (torch.stack([batch(f, i) for i in range(P)], 1) for f in (features_t, features_m))
     return dict(zip(estimators, (t@m.mT).cpu().numpy()))
 

@@ -271,7 +271,7 @@ def _maps(self:Experiment, split:str, t, s)->tuple[dict,dict]:
     if size<4: return {},{}
     found,pixels = dict(batch_size=size),{}
     for padding,mask in (('paper',None), ('masked',t.mask)):
-        maps,own = compare.cka_map(t.features, s.features, size, mask),padding==self.settings.padding
+        maps,own = compare.cka_map(t.features, s.features, size, mask, device=self.device),padding==self.settings.padding
         means = {k:dict(zip(('diagonal','rest'), analysis.map_means(m))) for k,m in maps.items()}
         found |= means if own else {padding:means}
         pixels |= {f"{k}_{split}" if own else f"{k}_{padding}_{split}":m.astype('float32') for k,m in maps.items()}
