@@ -133,8 +133,9 @@ def _seeds(g, k, rng):
 def _fill(assignment, dist, k):
     "Give every empty cluster the farthest example of a cluster that can spare one."
     counts = assignment.bincount(minlength=k)
+    if not (empty := (counts==0).nonzero().flatten().tolist()): return assignment
     far = iter(dist.argsort(descending=True, stable=True).tolist())
-    for c in (counts==0).nonzero().flatten().tolist():
+    for c in empty:
         i = next(i for i in far if counts[assignment[i]]>1)
         counts[assignment[i]] -= 1
         assignment[i] = c
@@ -156,14 +157,15 @@ def _lengths(sums, assignment, n):
 def _lloyd(g, k, rng):
     "Assignment and inertia of k-means on the rows behind Gram matrix `g`, run until nothing improves."
     sq,pick = g.diagonal(), _seeds(g, k, rng)
-    score,best,a = sq[pick,None] - 2*g[pick], math.inf, None
+    score,best,a,total = sq[pick,None] - 2*g[pick], math.inf, None, sq.cpu().double().sum()
     while True:
         near = score.min(0)
         new = _fill(near.indices, near.values+sq, k)
         sums = torch.zeros_like(score).index_add_(0, new, g) if a is None else _moved(sums, g, a, new)
         n = new.bincount(minlength=k)
         means = _lengths(sums, new, n)
-        inertia = float(sq.cpu().double().sum() - (n.cpu()*means.cpu().double()).sum())
+        own = torch.stack([n.to(means), means]).cpu().double() # one wait for a GPU
+        inertia = float(total - own.prod(0).sum())
         if not inertia < min(best, best*(1-1e-7)): return a, best
         a,best,score = new,inertia, means[:,None] - sums*(2/n)[:,None]
 

@@ -47,6 +47,7 @@ def cka_map(
     batch_size:int,   # Examples in a mini-batch; n % batch_size examples at the end are left out
     mask:Tensor|None=None, # 1 on real tokens, (n, L): positions outside it are set to 0
     mask_m:Tensor|None=None, # The other model's, if it reads other tokens
+    device='cpu',     # Where the arithmetic is done
 )->dict[str,np.ndarray]: # 'biased' and 'debiased', (P, P) each
     """CKA between the teacher's i-th and the model's j-th mini-batch, Figure 4; reads one mini-batch at a time.
 
@@ -59,8 +60,8 @@ def cka_map(
     P = _batches(features_t, features_m, batch_size, mask)
     def batch(features, mask, i):
         rows = slice(i*batch_size, (i+1)*batch_size)
-        x = torch.as_tensor(features[rows])
-        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows]))
+        x = torch.as_tensor(features[rows]).to(device)
+        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows].to(device)))
     both = (features_t, mask), (features_m, mask if mask_m is None else mask_m)
     t,m = (torch.stack([batch(*o, i) for i in range(P)], 1) for o in both)
     return dict(zip(estimators, (t@m.mT).cpu().numpy()))

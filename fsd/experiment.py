@@ -243,9 +243,10 @@ def _told_apart(self:Experiment, teacher:KeptTeacher|LiveTeacher)->KeptTeacher|L
 @patch
 def _cluster(self:Experiment, folder:Path):
     "Cluster what the teacher says, and write centroids and what became of the rows into `folder`."
-    s,x = self.settings,self.kept_features({('hidden', self.layer)}).flat(self.layer)
+    s,where = self.settings,'cpu' if self.settings.memory_procedure=='released' else self.device
+    x = self.kept_features({('hidden', self.layer)}).flat(self.layer, where)
     if s.memory_procedure=='released': found = released_memory(x, s.memory_size, seed=s.teacher_seed)
-    else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6)
+    else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6, device=where)
     np.save(folder/'centroids.npy', found.centroids.numpy())
     write_json(folder/'clusters.json', dict(inertia=found.inertia, counts=found.counts.tolist()))
 
@@ -300,7 +301,8 @@ def _maps(self:Experiment, split:str, t, s)->tuple[dict,dict]:
     if size<4: return {},{}
     found,pixels = dict(batch_size=size),{}
     for padding,masks in (('paper',()), ('masked',(t.mask, s.mask))):
-        maps,own = compare.cka_map(t.features, s.features, size, *masks),padding==self.settings.padding
+        own = padding==self.settings.padding
+        maps = compare.cka_map(t.features, s.features, size, *masks, device=self.device)
         means = {k:dict(zip(('diagonal','rest'), analysis.map_means(m))) for k,m in maps.items()}
         found |= means if own else {padding:means}
         pixels |= {f"{k}_{split}" if own else f"{k}_{padding}_{split}":m.astype('float32') for k,m in maps.items()}

@@ -197,9 +197,14 @@ class KeptTeacher:
         self._ends = np.cumsum(self.lengths, dtype=np.int64)
         self._by_idx,self._by_hash = (np.argsort(x, kind='stable') for x in (self.idx, self.hashes))
         self._hidden,self._cls = (self._opened(kind) for kind in ('hidden','cls'))
+        self.held = None # a `fsd.taught.Held`, once all is on a device
 
     def _opened(self, kind:str)->dict[int,np.ndarray]:
         return {l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in self.needs if k==kind}
+
+    def arrays(self)->dict[str,np.ndarray]: # Features, under the names of `planned`
+        own = dict(hidden=self._hidden, cls=self._cls)
+        return dict(logits=self.logits) | {f'{k}-{l}':own[k][l] for k,l in sorted(self.needs)}
 
     def __len__(self): return len(self.idx)
     def __repr__(self): return f"KeptTeacher({len(self):,} rows, {sorted(self.needs)}, {self.padding}, {self.folder})"
@@ -316,22 +321,36 @@ def _gather(self:KeptTeacher, layer:int, at:np.ndarray, length:int)->Tensor:
     return out
 
 # %% ../nbs/09_features.ipynb #03ee7cc8
+def _mask(batch)->Tensor:
+    m = batch.get('attention_mask')
+    return torch.ones_like(batch['input_ids'], dtype=torch.bool) if m is None else m.bool()
+
+@patch
+def gather(self:KeptTeacher,
+    batch:Mapping[str,Tensor], # `input_ids` (N, L), maybe `attention_mask`, `token_type_ids` and `idx`
+)->dict[str,Tensor]:           # Names as `planned`, on the CPU; where the rows are, if their features are on a device
+    "What is kept of the rows of the batch, for a call of the teacher."
+    if batch.get('input_ids') is None:
+        raise ValueError(f"the batch has no 'input_ids', by which rows are found in {self.folder}")
+    here,read = _mask(batch).cpu().numpy(),('input_ids','token_type_ids','idx')
+    seen = {k:batch[k].cpu().numpy() for k in read if k in batch}
+    self._check_batch(seen['input_ids'], here)
+    at = self._find({k:v[here] for k,v in seen.items() if k!='idx'}, here.sum(1), seen.get('idx'))
+    if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
+    hidden = {f'hidden-{l}':self._gather(l, at, here.shape[1]) for l in self._hidden}
+    return {k:torch.from_numpy(x[at]) for k,x in self.arrays().items() if k not in hidden} | hidden
+
+# %% ../nbs/09_features.ipynb #e5f1a2b3
 @patch
 def __call__(self:KeptTeacher,
-    batch:Mapping[str,Tensor], # `input_ids` (N, L), maybe `attention_mask`, `token_type_ids` and `idx`
+    batch:Mapping[str,Tensor], # As for `gather`; what that gave, under 'taught', is not looked for again
 )->Features:
     "Logits and hidden states of the rows of the batch, on its device."
-    if (ids := batch.get('input_ids')) is None:
-        raise ValueError(f"the batch has no 'input_ids', by which rows are found in {self.folder}")
-    mask = batch['attention_mask'].bool() if 'attention_mask' in batch else torch.ones_like(ids, dtype=torch.bool)
-    seen,here = {k:batch[k].cpu().numpy() for k in ('input_ids','token_type_ids') if k in batch},mask.cpu().numpy()
-    self._check_batch(seen['input_ids'], here)
-    idx = batch['idx'].cpu().numpy() if 'idx' in batch else None
-    at = self._find({k:v[here] for k,v in seen.items()}, here.sum(1), idx)
-    def given(x): return x.to(mask.device).to(self.dtype)
-    hidden = {l:given(self._gather(l, at, mask.shape[1])) for l in self._hidden}
-    cls = {l:given(torch.from_numpy(c[at])) for l,c in self._cls.items()}
-    return Features(torch.from_numpy(self.logits[at]).to(mask.device), mask, hidden, cls)
+    mask,found = _mask(batch),batch.get('taught') or self.gather(batch)
+    found = {k:v.to(mask.device, non_blocking=True) for k,v in found.items()}
+    if self.held: found = self.held(found, mask)
+    def of(kind, layers): return {l:found[f'{kind}-{l}'].to(self.dtype) for l in layers}
+    return Features(found['logits'], mask, of('hidden', self._hidden), of('cls', self._cls))
 
 # %% ../nbs/09_features.ipynb #64767a15
 class LiveTeacher:
@@ -376,24 +395,24 @@ def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
 # %% ../nbs/09_features.ipynb #fda129b0
 class FlatRows:
     "Kept rows as a matrix (n, L·D), read when sliced; zeros after the end of a row."
-    def __init__(self,
-        teacher:KeptTeacher,
+    def __init__(self, teacher:KeptTeacher,
         layer:int, # As in `fsd.models.layer_index`
+        device='cpu', # Where rows are given out
     ):
-        self.teacher, self.layer, self.length = teacher, layer_index(teacher.depth, layer), int(teacher.lengths.max())
+        self.teacher, self.length, self.device = teacher, int(teacher.lengths.max()), device
+        self.layer = layer_index(teacher.depth, layer)
         if ('hidden', self.layer) not in teacher.needs:
-            there = sorted(l for _,l in teacher.needs)
-            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}; {there} are')
+            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}; {sorted(l for _,l in teacher.needs)} are')
         self.shape = len(teacher), self.length*teacher.width
 
     def __len__(self): return self.shape[0]
     def __getitem__(self,
         at, # A slice or an array of row numbers, in the order of the data
     )->Tensor: # (n', L·D) in float32
-        return self.teacher._gather(self.layer, np.arange(len(self))[at], self.length).flatten(1).float()
+        return self.teacher._gather(self.layer, np.arange(len(self))[at], self.length).to(self.device).flatten(1).float()
 
 # %% ../nbs/09_features.ipynb #5f9c7a42
 @patch
-def flat(self:KeptTeacher, layer:int)->FlatRows:
+def flat(self:KeptTeacher, layer:int, device='cpu')->FlatRows:
     "The kept rows of `layer` as a matrix (n, L·D) in the order of the data."
-    return FlatRows(self, layer)
+    return FlatRows(self, layer, device)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'paddings']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'paddings', 'Checked']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
@@ -19,7 +19,7 @@ from .rows import collate, tokens
 from .blocks import check_length, depth
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
-from .methods import Objective, check_shows
+from .methods import Objective, check_shows, one_each
 from .terms import Method, Pair
 from .job import OneDevice
 from .pairs import check_padding, label_kind, own_words
@@ -58,10 +58,14 @@ class DistillationConfig(Knobs, OneDevice):
     remove_unused_columns:bool = False  # `idx` tells equal rows of the teacher's kept features apart
     logging_nan_inf_filter:bool = False # it would log 0 for a loss that is not a number
     save_total_limit:int|None = 2       # the newest may be cut short by a kill
+    device_share:float = .25            # of a GPU's free memory, that kept features may take to lie there as a whole
 
     def __post_init__(self):
         _refuse(self)
+        usual = self.accelerator_config is None
         super().__post_init__()
+        # a copy from pinned memory need not be waited for
+        if usual: self.accelerator_config.non_blocking = self.dataloader_pin_memory
 
 # %% ../nbs/10_given.ipynb #0c0e69fc
 def check_student(
@@ -219,3 +223,12 @@ def paddings(
     if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (longest,)*2
     for m in (model, taught_by): check_length(m, args.max_length)
     return collate(pad, args.max_length), longest
+
+# %% ../nbs/10_given.ipynb #d3c70012
+class Checked:
+    "A collator whose batches have labels among the `classes`; a `ValueError` that names the row if one is not."
+    def __init__(self, collator, classes:int): self.collator,self.classes = collator,classes
+    def __call__(self, rows):
+        batch = self.collator(rows)
+        if (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
+        return batch

@@ -38,7 +38,7 @@ def one_each(
     if labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype}, and a class has a whole number; "
                          "for a regression, the student's configuration needs num_labels=1")
-    if classes and (bad := ((labels<0) | (labels>=classes)) & (labels!=-100)).any():
+    if classes and labels.is_cpu and (bad := ((labels<0) | (labels>=classes)) & (labels!=-100)).any():
         row = bad.nonzero()[0].item()
         raise ValueError(f"row {row} of a batch has the label {labels[row]}, and classes are 0 to {classes-1}")
     return labels

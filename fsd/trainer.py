@@ -6,7 +6,7 @@
 __all__ = ['DistillationTrainer', 'check_optimizer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
-import hashlib, math
+import copy, hashlib, math, warnings
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -19,13 +19,15 @@ from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .models import weights_fingerprint
 from .passes import forward
-from .features import LiveTeacher
+from .features import KeptTeacher, LiveTeacher
+from .taught import Taught, hold
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair
-from .given import (DistillationConfig, as_pair, as_teacher, check_arguments, check_compared, check_memory, check_rate,
-                       check_student, paddings, read_teacher)
+from .unread import Unread, can_skip, inner, unguard, why
+from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
+                       check_memory, check_rate, check_student, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
 class DistillationTrainer(Trainer):
@@ -67,15 +69,15 @@ class DistillationTrainer(Trainer):
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
         check_compared(self.objective, model, getattr(self.teacher, 'model', None))
         given = kwargs.pop('data_collator', None)
-        usual = None if given else paddings(model, self.teacher, args, self.objective, processing_class)
-        collator,self.to_longest = usual or (given, None)
+        collator,self.to_longest = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
         if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)
-        if usual and classed: check_labels(train_dataset, model.config.num_labels)
+        if classed and not given: check_labels(train_dataset, model.config.num_labels)
         super().__init__(model, args, collator, train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
         self.sums,self.parameter_groups,self.memory,self._origin = {},parameter_groups,memory,None
+        self.unread,self.classes = None,model.config.num_labels if classed and model.config.num_labels>1 else None
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         self.add_callback(LogBeforeSave)
 
@@ -99,11 +101,9 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
 # %% ../nbs/10_trainer.ipynb #13d13e92
 @patch
 def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
-    "Add `values` up for the log; stop if `loss` is not finite."
-    if not loss.isfinite():
-        bad = next((n for n,v in values.items() if not v.isfinite()), 'a weight')
-        each = ', '.join(f'{n} {v.item():.4g}' for n,v in values.items())
-        self.stop(f"the loss is {loss.item()} because of {bad!r} ({each})")
+    "Add `values` up for the log; stop if `loss` is not finite, or put it aside where that is not looked at yet."
+    if self.unread: self.unread.note(loss, values)
+    elif not loss.isfinite(): self.stop(why(loss.item(), {n:v.item() for n,v in values.items()}))
     for n,v in values.items():
         total,count = self.sums.get(n, (0,0))
         self.sums[n] = total+v, count+1
@@ -112,26 +112,43 @@ def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
 @patch
 def log(self:DistillationTrainer, logs, start_time=None):
     "Log also the mean of each term over the steps since the last log in which it took part, before weighting."
+    self.settle()
     if 'loss' in logs:
         logs |= {n: total.item()/count for n,(total,count) in self.sums.items()}
         self.sums = {}
     super(DistillationTrainer, self).log(logs, start_time)
 
+@patch
+def settle(self:DistillationTrainer):
+    "Look at the numbers that were put aside; stop at the first step that had a bad one, with the state before it."
+    if self.unread and (found := self.unread.look()): self.stop(*found)
+
 # %% ../nbs/10_trainer.ipynb #fe553f6d
 @contextmanager
-def _padding_to_longest(trainer):
-    in_training = trainer.data_collator
-    trainer.data_collator = trainer.to_longest or in_training
+def _collating(trainer, collator):
+    usual,trainer.data_collator = trainer.data_collator,collator
     try: yield
-    finally: trainer.data_collator = in_training
+    finally: trainer.data_collator = usual
+
+def _in_training(trainer):
+    "Its collator, looking at labels and bringing kept features: on a device nobody asks for either."
+    collator = trainer.data_collator
+    if trainer.classes: collator = Checked(collator, trainer.classes)
+    return Taught(collator, trainer.teacher) if hasattr(trainer.teacher, 'gather') else collator
+
+@patch
+def get_train_dataloader(self:DistillationTrainer):
+    with _collating(self, _in_training(self)): return super(DistillationTrainer, self).get_train_dataloader()
 
 @patch
 def get_eval_dataloader(self:DistillationTrainer, eval_dataset=None):
-    with _padding_to_longest(self): return super(DistillationTrainer, self).get_eval_dataloader(eval_dataset)
+    with _collating(self, self.to_longest or self.data_collator):
+        return super(DistillationTrainer, self).get_eval_dataloader(eval_dataset)
 
 @patch
 def get_test_dataloader(self:DistillationTrainer, test_dataset):
-    with _padding_to_longest(self): return super(DistillationTrainer, self).get_test_dataloader(test_dataset)
+    with _collating(self, self.to_longest or self.data_collator):
+        return super(DistillationTrainer, self).get_test_dataloader(test_dataset)
 
 # %% ../nbs/10_trainer.ipynb #2997f008
 def _hide_objective(model, state, prefix, metadata):
@@ -155,8 +172,20 @@ def train(self:DistillationTrainer,
     self._origin = None
     # a graph compiled for another method watches other layers, and nothing else tells them apart
     if self.args.torch_compile: torch.compiler.reset()
-    with _with_objective(self.model, self.objective):
+    with _with_objective(self.model, self.objective), self.on_device():
         return super(DistillationTrainer, self).train(folder, *args, **kwargs)
+
+@patch
+@contextmanager
+def on_device(self:DistillationTrainer):
+    "Kept features are on the device while it lasts, if they fit there, and the optimizer skips steps if it is told to."
+    holds = isinstance(self.teacher, KeptTeacher) and not next(self.model.parameters()).is_cpu
+    if holds: hold(self.teacher, self.args.device, self.args.device_share)
+    try: yield
+    finally:
+        unguard(self.optimizer)
+        self.unread = None
+        if holds: self.teacher.held = None
 
 # %% ../nbs/10_trainer.ipynb #c2d80b82
 def check_optimizer(optimizer, student:nn.Module, objective:nn.Module):
@@ -171,6 +200,17 @@ def check_optimizer(optimizer, student:nn.Module, objective:nn.Module):
         raise ValueError("the optimizer holds none of the student's weights; was it made for another model?")
     for g in optimizer.param_groups: check_rate('lr of a group of weights', g.get('initial_lr', g.get('lr', 0)))
 
+# %% ../nbs/10_trainer.ipynb #d3c70005
+@patch
+def waits(self:DistillationTrainer)->bool:
+    "Whether each step looks at its numbers: on a CPU, and where no flag can hold all of a step back."
+    if next(self.model.parameters()).is_cpu: return True
+    why = None if can_skip(self.optimizer) else f'{type(inner(self.optimizer)).__name__} is not fused'
+    if self.method.schedule: why = 'the schedule looks at the losses'
+    if self.method.student=='inherited': why = 'the student shrinks'
+    if why: warnings.warn(f'every step waits for the device, to look at its numbers: {why}')
+    return why is not None
+
 # %% ../nbs/10_trainer.ipynb #e8696f52
 @patch
 def create_optimizer(self:DistillationTrainer, model=None):
@@ -181,6 +221,8 @@ def create_optimizer(self:DistillationTrainer, model=None):
         self.optimizer = kind(self.parameter_groups(a.learning_rate, a.weight_decay), **options)
     super(DistillationTrainer, self).create_optimizer(model)
     if given: check_optimizer(self.optimizer, self.model, self.objective)
+    self.unread = None if self.waits() else Unread(self.args.device)
+    if self.unread and not self.accelerator.scaler: self.unread.guard(self.optimizer)
     return self.optimizer
 
 # %% ../nbs/10_trainer.ipynb #3f708e7a
@@ -231,6 +273,7 @@ def _finish_checkpoint(self:DistillationTrainer, folder:Path):
 @patch
 def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and what the objective learns, sealed before an older one goes."
+    self.settle()
     save_sealed(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), trial)
 
 # %% ../nbs/10_trainer.ipynb #02dabd20
@@ -289,8 +332,12 @@ def to_resume(self:DistillationTrainer,
 
 # %% ../nbs/10_trainer.ipynb #ce4b1e26
 @patch
-def stop(self:DistillationTrainer, why:str):
-    "Keep the state before this step, if it is sound, and raise `NonFinite`."
+def stop(self:DistillationTrainer,
+    why:str,
+    before:dict|None=None, # What was put aside before the step; None if it is the present one
+):
+    "Keep the state before the step, if it is sound, and raise `NonFinite`."
+    if before: self._go_back(**before)
     step,folder = self.state.global_step,self.args.output_dir
     sound = all(p.isfinite().all() for p in self.model.parameters())
     if sound: self._save_checkpoint(self.model, None)
@@ -303,9 +350,30 @@ def stop(self:DistillationTrainer, why:str):
 def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
     "The gradient's norm; stop if it is not finite, unless a loss scaler is there to skip such steps and has room to."
     norm,scaler = super(DistillationTrainer, self)._get_grad_norm(model, grad_norm),self.accelerator.scaler
+    if self.unread:
+        self.unread.end(self.unread.blame(norm, scaler) if scaler else norm, **self._aside())
+        if scaler: self.unread.tell(scaler, self.optimizer)
+        return norm
     skips = scaler and scaler.get_scale()>1
     if not math.isfinite(norm) and not skips: self.stop(f'the gradient is {float(norm)} though the loss is finite')
     return norm
+
+# %% ../nbs/10_trainer.ipynb #d3c70002
+@patch
+def _aside(self:DistillationTrainer)->dict:
+    "What a step changes that no flag holds back."
+    s,scaler = self.state,self.accelerator.scaler
+    rates = [g['lr'] for g in inner(self.optimizer).param_groups]
+    return copy.deepcopy(dict(step=s.global_step, epoch=s.epoch, schedule=self.lr_scheduler.state_dict(), rates=rates,
+                              scale=scaler and scaler._get_scale_async()))
+
+@patch
+def _go_back(self:DistillationTrainer, step, epoch, schedule, rates, scale):
+    s,scaler = self.state,self.accelerator.scaler
+    s.global_step,s.epoch,s.log_history = step,epoch,[l for l in s.log_history if l['step']<=step]
+    self.lr_scheduler.load_state_dict(schedule)
+    for g,lr in zip(inner(self.optimizer).param_groups, rates): g['lr'] = lr
+    if scaler: scaler.load_state_dict(scaler.state_dict() | dict(scale=scale.item()))
 
 # %% ../nbs/10_trainer.ipynb #9b64e2f7
 @patch

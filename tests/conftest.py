@@ -1,4 +1,9 @@
-"""What the tests share: an environment without network, real data or accelerator, and a tiny random BERT."""
+"""What the tests share: an environment without network or real data, and a tiny random BERT.
+
+Numbers are compared bit by bit, so whatever looks for a device finds the CPU, also where there is a GPU: accelerate,
+and `fsd.machine.find_device` with it, are told so. A test that takes the fixture `device` runs on the CPU and, marked
+`gpu`, on the accelerator; without one that half is skipped. `pytest tests -m gpu` runs what needs one and nothing else.
+"""
 import json, os, subprocess, sys
 from pathlib import Path
 
@@ -6,7 +11,7 @@ root = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(root)) # the checkout, whatever is installed
 for name in ('FSD_GLUE', 'FSD_MODEL', 'FSD_OUTPUTS', 'IN_TEST'): os.environ.pop(name, None)
 # one CPU thread, as numbers are compared bit by bit; processes find the checkout too
-os.environ |= dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='', TOKENIZERS_PARALLELISM='false',
+os.environ |= dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='1', TOKENIZERS_PARALLELISM='false',
                    PYTHONPATH=os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH')))))
 
 import pytest, torch
@@ -16,6 +21,7 @@ torch.set_num_threads(1)
 
 def build_for_cuda(monkeypatch, gpu:bool):
     "Let torch answer as its build for CUDA, the one that PyPI has for Linux, does on a machine with or without a GPU."
+    monkeypatch.delenv('ACCELERATE_USE_CPU')
     def name(device=None):
         if gpu: return 'H100'
         raise RuntimeError('Found no NVIDIA driver on your system')
@@ -23,6 +29,14 @@ def build_for_cuda(monkeypatch, gpu:bool):
     monkeypatch.setattr('torch.accelerator.current_accelerator', accelerator)
     for what,answer in dict(is_available=lambda: gpu, device_count=lambda: int(gpu), get_device_name=name,
                             max_memory_allocated=lambda device=None: 12345).items(): monkeypatch.setattr(f'torch.cuda.{what}', answer)
+
+@pytest.fixture(params=['cpu', pytest.param('gpu', marks=pytest.mark.gpu)])
+def device(request, monkeypatch)->torch.device:
+    "The CPU and then the accelerator, which whatever looks for a device finds, too."
+    if request.param=='cpu': return torch.device('cpu')
+    if not torch.accelerator.is_available(): pytest.skip('there is no GPU')
+    monkeypatch.delenv('ACCELERATE_USE_CPU')
+    return torch.accelerator.current_accelerator()
 
 @pytest.fixture(scope='session')
 def tiny_bert(tmp_path_factory)->Path:

@@ -1,0 +1,170 @@
+"A training step as it is on a GPU: nobody waits for its numbers, and what is promised of a bad one holds all the same."
+import math, warnings
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+import pytest, torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from fsd.features import LiveTeacher, keep_features
+from fsd.given import DistillationConfig
+from fsd.job import NonFinite
+from fsd.kept import verify
+from fsd.methods import find_method
+from fsd.rows import collate
+from fsd.trainer import DistillationTrainer
+
+def tiny(layers, seed=0, **kw):
+    torch.manual_seed(seed)
+    usual = dict(vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
+    return BertForSequenceClassification(BertConfig(**usual | kw)).eval()
+
+def sentences(n=48):
+    g = torch.Generator().manual_seed(n)
+    ids = [torch.randint(5, 60, (4+i%9,), generator=g).tolist() for i in range(n)]
+    return Dataset.from_dict(dict(input_ids=ids, attention_mask=[[1]*len(i) for i in ids], labels=[sum(i)%2 for i in ids], idx=list(range(n))))
+
+rows,memory = sentences(),torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0))
+
+@pytest.fixture
+def on_a_device(monkeypatch):
+    "Tensors deny that they are on a CPU, so that every step is as on a GPU."
+    monkeypatch.setattr(torch.Tensor, 'is_cpu', property(lambda x: False), raising=False)
+
+@pytest.fixture
+def make(tmp_path):
+    "`make(method, …)`: a trainer in the folder `name`; what is not given is usual, settings go by `conf`."
+    def make(method='vkd', teacher=None, kind=DistillationTrainer, conf={}, name='out', rows=rows, **kw):
+        usual = dict(output_dir=str(tmp_path/name), max_length=16, per_device_train_batch_size=8, num_train_epochs=1, logging_steps=100, save_steps=100, learning_rate=1e-2,
+                     disable_tqdm=True, use_cpu=True, report_to='none')
+        return kind(tiny(2, 1), teacher or tiny(4), DistillationConfig(**usual | conf), method, memory, rows, **kw)
+    return make
+
+def weights(t): return [p.detach().clone() for m in (t.model, t.objective) for p in m.parameters()]
+def same(a, b): return all(torch.equal(x, y) for x,y in zip(a, b, strict=True))
+
+# ---------------------------------------------------------------- nothing is read
+
+class Reads(TorchDispatchMode):
+    "Counts the operators that read a value back to the host."
+    names = '_local_scalar_dense', 'is_nonzero', 'nonzero', 'equal', 'masked_select', 'unique_dim', '_unique2'
+    def __init__(self): super().__init__(); self.found = Counter()
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name = f._schema.name.removeprefix('aten::')
+        if name in self.names: self.found[name] += 1
+        return f(*args, **(kwargs or {}))
+
+class Watch(TrainerCallback):
+    "What is read back between the end of a step and the end of the next, loading a batch included."
+    def __init__(self, step=2): self.step,self.reads = step,None
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step==self.step:
+            self.reads = Reads()
+            self.reads.__enter__()
+        elif state.global_step==self.step+1: self.reads.__exit__(None, None, None)
+
+def read_back(trainer):
+    watch = Watch()
+    trainer.add_callback(watch)
+    trainer.train()
+    return sum(watch.reads.found.values())
+
+@pytest.fixture
+def plain(tmp_path):
+    "How much transformers' own trainer reads back in a step."
+    def plain(**conf):
+        args = TrainingArguments(**dict(output_dir=str(tmp_path/'plain'), per_device_train_batch_size=8, num_train_epochs=1, logging_steps=100, save_strategy='no', disable_tqdm=True, logging_nan_inf_filter=False,
+                                        use_cpu=True, report_to='none') | conf)
+        return read_back(Trainer(tiny(2, 1), args, collate(0), rows.remove_columns('idx')))
+    return plain
+
+accumulating = dict(gradient_accumulation_steps=2, per_device_train_batch_size=4)
+steps = [(m, p, {}) for m in ('nods','vkd','fsd_i','fsd_l','fsd_g','rkd','pkd') for p in ('paper','masked')]
+steps += [('fsd', p, c) for p in ('paper','masked') for c in ({}, dict(bf16=True), accumulating, dict(max_grad_norm=0))]
+
+@pytest.mark.parametrize('method, padding, conf', steps)
+def test_a_step_reads_nothing_back_that_transformers_own_does_not(make, plain, on_a_device, tmp_path, method, padding, conf):
+    t = make(method, conf=conf | dict(padding=padding))
+    if t.teacher: t = make(method, keep_features(tiny(4), rows, t.objective.needs_t, tmp_path/'kept', padding, 16, 0), conf=conf | dict(padding=padding))
+    assert read_back(t)==plain(**conf)
+
+@pytest.mark.parametrize('method', ['minilm', 'fsd'])
+def test_a_live_teacher_reads_its_mask_as_the_student_does_and_nothing_else(make, plain, on_a_device, method):
+    assert read_back(make(method))==2*plain()
+
+def test_on_a_cpu_each_step_is_looked_at(make, plain): assert read_back(make('nods'))>plain()
+
+# ---------------------------------------------------------------- a bad number is found all the same
+
+def none_at(row, value=math.nan):
+    "A teacher whose states are broken in the batches with `row`."
+    live = LiveTeacher(tiny(4), {('hidden',3)}, 'paper')
+    def teacher(batch):
+        f = live(batch)
+        f.hidden[3][0,0,0] += torch.where(batch['idx']==row, value, 0.).sum()
+        return f
+    teacher.depth,teacher.width = 4,16
+    return teacher
+
+class Bent(DistillationTrainer):
+    "The gradient of the fourth step is none, though its loss is finite."
+    def training_step(self, model, *args, **kwargs):
+        loss = super().training_step(model, *args, **kwargs)
+        if self.state.global_step==3: next(model.parameters()).grad[0,0] = math.inf
+        return loss
+
+def ending(trainer, resume=None):
+    "What is said of the bad step, and all that its checkpoint holds but random states and times."
+    with pytest.raises(NonFinite) as e: trainer.train(resume)
+    folder = max(Path(trainer.args.output_dir).glob('checkpoint-*'), key=lambda p: int(p.name.split('-')[1]))
+    verify(folder)
+    state = torch.load(folder/'optimizer.pt'),torch.load(folder/'scheduler.pt'),load_file(folder/'model.safetensors'),load_file(folder/'objective.safetensors')
+    return str(e.value).replace(trainer.args.output_dir, ''), folder.name, state
+
+def flat(x):
+    if isinstance(x, dict): return [z for k in x for z in (k, *flat(x[k]))]
+    if isinstance(x, (list,tuple)): return [z for y in x for z in flat(y)]
+    return [x.tolist()] if isinstance(x, torch.Tensor) else [x]
+
+bad = {'a term': dict(method='fsd', teacher=none_at(17)), 'a term, infinite': dict(method='fsd', teacher=none_at(17, math.inf)), 'a gradient': dict(kind=Bent),
+       'accumulated': dict(method='fsd_il', teacher=none_at(17), conf=dict(gradient_accumulation_steps=3, per_device_train_batch_size=2)),
+       'not clipped': dict(kind=Bent, conf=dict(max_grad_norm=0)), 'a gradient, accumulated': dict(kind=Bent, conf=dict(gradient_accumulation_steps=2, per_device_train_batch_size=4, num_train_epochs=2)),
+       'by sgd': dict(kind=Bent, conf=dict(optim='sgd')), 'in bf16': dict(method='fsd', teacher=none_at(17), conf=dict(bf16=True)),
+       'weights': dict(conf=dict(learning_rate=1e30)), 'a schedule': dict(kind=Bent, conf=dict(lr_scheduler_type='cosine_with_restarts', warmup_steps=2))}
+
+loggings = dict(logging_steps=5), dict(logging_strategy='no', save_steps=5), dict(eval_strategy='steps', eval_steps=5)
+
+@pytest.mark.parametrize('how, logging', [(h, {}) for h in bad] + [(h, l) for h in ('a term','a gradient') for l in loggings])
+def test_a_bad_number_is_told_with_its_step_and_leaves_the_state_before_it(make, monkeypatch, how, logging):
+    given = bad[how] | dict(conf=dict(save_steps=1 if how=='weights' else 100) | bad[how].get('conf', {}) | logging)
+    if 'eval_strategy' in logging: given['eval_dataset'] = rows.select(range(8))
+    at_once = ending(make(name='at once', **given))
+    monkeypatch.setattr(torch.Tensor, 'is_cpu', property(lambda x: False), raising=False)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        later = ending(make(name='later', **given))
+    assert at_once[:2]==later[:2] and flat(at_once[2])==flat(later[2])
+    assert any('SGD is not fused' in str(w.message) for w in said)==(how=='by sgd')
+
+def test_a_sound_training_is_the_same_whether_its_numbers_are_looked_at_or_not(make, monkeypatch):
+    def trained(name):
+        t = make('fsd', name=name, conf=dict(num_train_epochs=2, logging_steps=5, save_steps=4))
+        t.train()
+        return weights(t), [{k:v for k,v in l.items() if not k.startswith('train_')} for l in t.state.log_history]
+    a = trained('at once')
+    monkeypatch.setattr(torch.Tensor, 'is_cpu', property(lambda x: False), raising=False)
+    b = trained('later')
+    assert same(a[0], b[0]) and a[1]==b[1]
+
+def test_the_training_goes_on_from_before_the_bad_number(make, on_a_device):
+    with pytest.raises(NonFinite, match='checkpoint-'): make('fsd', none_at(17), conf=dict(num_train_epochs=2)).train()
+    t = make('fsd', none_at(-1), conf=dict(num_train_epochs=2))
+    assert t.train(True).global_step==12 and all(math.isfinite(v) for l in t.state.log_history for v in l.values())
+
+def test_an_optimizer_that_was_given_is_given_back_without_the_flag(make, on_a_device):
+    t = make('vkd')
+    t.train()
+    assert t.unread is None and not hasattr(t.optimizer.optimizer, 'found_inf')
+    t.optimizer.optimizer.step() # no gradients: nothing happens
