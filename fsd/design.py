@@ -137,7 +137,11 @@ def _check_choices(self:Design):
 # %% ../nbs/15_design.ipynb #020d75c5
 @patch(as_prop=True)
 @once
-def tokenizer(self:Design): return load_tokenizer(self.source)
+def tokenizer(self:Design):
+    "The tokenizer of the model, which says how long a row may be."
+    tokenizer = load_tokenizer(self.source)
+    tokenizer.model_max_length = self.settings.max_length
+    return tokenizer
 
 @patch
 def _check_reader(self:Design, name:str, model):

@@ -157,7 +157,7 @@ def quiet():
 def _head(task:str)->dict:
     "Configuration of a classifier for `task`, in the words of `transformers`."
     t = find_task(task)
-    if t.regression: return dict(num_labels=1, problem_type='regression')
+    if t.regression: return dict(num_labels=1, problem_type='regression', id2label={0:'score'}, label2id={'score':0})
     return dict(num_labels=t.num_labels, problem_type='single_label_classification',
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})
 
