@@ -264,11 +264,12 @@ def told_of(
     "What the card of the student of `exp` is made of."
     r,t,why = run.record,exp.task,no_result(exp)
     taught = exp.needs_teacher or exp.settings.student_init=='teacher'
+    by = exp.summary().get('teacher') or f'{exp.source.words}, fine-tuned on the same rows'
     shares = {s:o['agreement'] for s,o in r['analysis']['restoration'].items() if 'agreement' in o}
     scored = {} if exp.kind=='trials' else dict(scores=r['scores'], agreement=shares)
     versions = {k:r['environment'][k] for k in ('fsd','transformers','torch','datasets','python')}
     return Told(name=exp.student_folder.name, method=exp.method, weights=r['terms'], student=size_of(exp.student),
-        teacher=size_of(exp.teacher), taught_by=f'{exp.source.words}, fine-tuned on the same rows' if taught else '',
+        teacher=size_of(exp.teacher), taught_by=by if taught else '',
         labels=t.labels, pairs=len(t.sentences)>1, length=exp.settings.max_length, task=t.name, rows=r['data']['rows'],
         settings=_settings(exp, run), again=again(exp), no_result=why, dataset=_dataset(exp), versions=versions,
         head=origin_of(exp.student_source), **scored)

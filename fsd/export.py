@@ -26,7 +26,13 @@ def to_onnx(
     folder:str|Path,         # A classifier with its tokenizer
     file:str|Path|None=None, # `model.onnx` in the folder if None
 )->Path: # Of the file
-    "Write the classifier in `folder` as ONNX: the tokenizer's fields in, `logits` out, rows and length open."
+    """Write the classifier in `folder` as ONNX: the tokenizer's fields in, `logits` out, rows and length open.
+
+    An `ImportError` says what has to be installed for it.
+
+    >>> to_onnx('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525') # doctest: +SKIP
+    PosixPath('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525/model.onnx')
+    """
     check_installed('onnx', 'onnxscript')
     folder = check_folder(folder)
     file,tokenizer = Path(file or folder/'model.onnx'),load_tokenizer(folder)
