@@ -26,6 +26,7 @@ _face = {name:module for module,names in {
     'reading': 'Reading',
     'own': 'own_data',
     'experiment': 'Experiment distill',
+    'export': 'to_onnx',
 }.items() for name in names.split()}
 
 def __getattr__(name):

@@ -13,6 +13,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from torch.utils.data import DataLoader
 from . import analysis, compare, glue, runs
+from .card import told_of, write_card
 from .clusters import kmeans, released_memory
 from .design import Design, weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
@@ -360,13 +361,14 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
 # %% ../nbs/15_experiment.ipynb #c28b346a
 @patch
 def recorded(self:Experiment)->runs.Run:
-    "Distil, evaluate, and write the record."
+    "Distil, evaluate, and write the card of the student and the record."
     training = read_json(self.student_folder/'training.json')
     t,s = self.on_teacher,self.evaluate(self.student)
     found,pixels = self.analyse(t, s)
     logits = {f'{who}_{split}':c.logits.numpy() for who,o in (('teacher',t),('student',s)) for split,c in o.items()}
     labels = {f'labels_{split}':c.labels.numpy() for split,c in t.items()}
     run = runs.Run(self.folder, self._record(training, t, s, found))
+    write_card(told_of(self, run), self.student_folder)
     return runs.save(run, predictions=logits | labels, analysis=pixels)
 
 # %% ../nbs/15_experiment.ipynb #c474f44f

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
 from .blocks import lower_half, seeded
-from .glue import check_labels, hub_answers
+from .glue import check_labels, hub_answers, hub_says
 from .tasks import find_task
 from .kept import sha256
 
@@ -89,7 +89,7 @@ def packaged()->Path|None:
 
 # %% ../nbs/04_models.ipynb #55a0196f
 _safe = ['config.json', '*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'vocab*', '*.model', 'merges.txt',
-         'special_tokens_map.json']
+         'special_tokens_map.json', 'README.md']
 _pickles = ['pytorch_model*.bin', 'pytorch_model*.index.json']
 
 def from_hub(name:str)->ModelPath:
@@ -101,9 +101,9 @@ def from_hub(name:str)->ModelPath:
         try:
             path = snapshot_download(name, allow_patterns=_safe+more, local_files_only=cached)
             path = check_vocabulary(check_folder(path))
-        except (OSError, ValueError) as e: why = e
+        except Exception as e: why = e # also of the connection, which is no OSError
         else: return ModelPath(path, 'hub', f"{name} from {'the local cache' if cached else 'the hub'}")
-    hub = f'the hub did not give it: {why}' if hub_answers() else 'the hub cannot be reached'
+    hub = f'the hub did not give it: {hub_says(why)}' if hub_answers() else 'the hub cannot be reached'
     raise FileNotFoundError(f'{name!r} is no folder and is not in the local cache, and {hub}')
 
 # %% ../nbs/04_models.ipynb #c526ad75
@@ -157,7 +157,7 @@ def quiet():
 def _head(task:str)->dict:
     "Configuration of a classifier for `task`, in the words of `transformers`."
     t = find_task(task)
-    if t.regression: return dict(num_labels=1, problem_type='regression')
+    if t.regression: return dict(num_labels=1, problem_type='regression', id2label={0:'score'}, label2id={'score':0})
     return dict(num_labels=t.num_labels, problem_type='single_label_classification',
                 id2label=dict(enumerate(t.labels)), label2id={l:i for i,l in enumerate(t.labels)})
 

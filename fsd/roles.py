@@ -51,8 +51,10 @@ def apart(self:Roles)->bool:
 @patch(as_prop=True)
 @once
 def tokenizer(self:Roles):
-    "The student's: its own where it reads other tokens than the teacher, else the teacher's."
-    return load_tokenizer(self.student_source) if self.apart else self.teacher_tokenizer
+    "The student's, which says how long a row may be: its own where it reads other tokens than the teacher."
+    own = load_tokenizer(self.student_source if self.apart else self.teacher_source)
+    own.model_max_length = self.settings.max_length
+    return own
 
 @patch(as_prop=True)
 @once

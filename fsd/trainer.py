@@ -15,6 +15,8 @@ from datasets import Dataset
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
+from .blocks import positions as positions_of
+from .card import is_ours, told_by, write_card
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .models import weights_fingerprint
@@ -24,7 +26,7 @@ from .taught import Taught, hold
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
-from .pairs import check_labels, check_pair
+from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_rate, check_student, paddings, read_teacher)
@@ -67,7 +69,9 @@ class DistillationTrainer(Trainer):
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
-        check_compared(self.objective, model, getattr(self.teacher, 'model', None))
+        shown = getattr(self.teacher, 'model', None)
+        check_compared(self.objective, model, shown)
+        name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
         given = kwargs.pop('data_collator', None)
         collator,self.to_longest = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
@@ -303,7 +307,7 @@ def _load_best_model(self:DistillationTrainer):
 @patch
 def _push_from_checkpoint(self:DistillationTrainer, checkpoint_folder):
     self._finish_checkpoint(Path(checkpoint_folder))
-    super(DistillationTrainer, self)._push_from_checkpoint(checkpoint_folder)
+    with _saying_length(self): super(DistillationTrainer, self)._push_from_checkpoint(checkpoint_folder)
 
 # %% ../nbs/10_trainer.ipynb #3f04ad67
 @patch
@@ -357,6 +361,45 @@ def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
     skips = scaler and scaler.get_scale()>1
     if not math.isfinite(norm) and not skips: self.stop(f'the gradient is {float(norm)} though the loss is finite')
     return norm
+
+# %% ../nbs/10_trainer.ipynb #5c3de102
+@contextmanager
+def _saying_length(trainer):
+    "A tokenizer that would give the student more tokens than it has positions says that it does not, while it is saved."
+    tokenizer,most = trainer.processing_class,positions_of(trainer.model)
+    was = getattr(tokenizer, 'model_max_length', 0)
+    if was>most: tokenizer.model_max_length = most
+    try: yield
+    finally:
+        if was>most: tokenizer.model_max_length = was
+
+@patch
+def _save(self:DistillationTrainer, output_dir=None, state_dict=None):
+    with _saying_length(self): super(DistillationTrainer, self)._save(output_dir, state_dict)
+
+# %% ../nbs/10_trainer.ipynb #5c3de103
+@patch
+def create_model_card(self:DistillationTrainer, language=None, license=None, tags=None, model_name=None,
+                      finetuned_from=None, tasks=None, dataset_tags=None, dataset=None, dataset_args=None):
+    "Write the student's card as `README.md` of `output_dir`; the arguments, those of transformers, come before what is known."
+    if not self.is_world_process_zero(): return
+    def several(x): return [x] if isinstance(x, str) else [*(x or [])]
+    head = dict(language=language, license=license, tags=several(tags), base_model=finetuned_from,
+                pipeline_tag=next(iter(several(tasks)), None), datasets=several(dataset_tags))
+    folder,task = Path(self.args.output_dir),', '.join(several(dataset)+several(dataset_args))
+    with _without_objective(self.model):
+        told = told_by(self, model_name or folder.absolute().name, task, **{k:v for k,v in head.items() if v})
+    write_card(told, folder)
+
+# %% ../nbs/10_trainer.ipynb #5c3de104
+@patch
+def save_model(self:DistillationTrainer, output_dir=None, _internal_call=False):
+    "Save the student as transformers does, with its card; a `README.md` that is no card of a student's stays as it is."
+    super(DistillationTrainer, self).save_model(output_dir, _internal_call)
+    if _internal_call or not self.is_world_process_zero(): return
+    folder = Path(output_dir or self.args.output_dir)
+    if (folder/'README.md').exists() and not is_ours(folder): return
+    with _without_objective(self.model): write_card(told_by(self, folder.absolute().name), folder)
 
 # %% ../nbs/10_trainer.ipynb #d3c70002
 @patch
