@@ -6,7 +6,7 @@
 __all__ = ['check_installed', 'to_onnx']
 
 # %% ../nbs/15_export.ipynb #33b17668
-import contextlib, io, warnings
+import contextlib, io, logging, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import torch

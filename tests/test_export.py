@@ -1,0 +1,18 @@
+"""A student elsewhere: what `to_onnx` hands to torch's exporter, and what it says where the packages for it are not."""
+import logging
+import pytest, torch
+from fsd.export import to_onnx
+
+def test_what_is_not_installed_is_said_first(monkeypatch, tiny_bert):
+    monkeypatch.setattr('fsd.export.find_spec', lambda name: None)
+    with pytest.raises(ImportError, match='onnx and onnxscript not found: pip install onnx onnxscript'): to_onnx(tiny_bert)
+
+def test_the_exporter_is_told_that_rows_and_length_are_open(monkeypatch, tiny_bert, tmp_path):
+    told = {}
+    monkeypatch.setattr('fsd.export.find_spec', lambda name: name)
+    monkeypatch.setattr(torch.onnx, 'export', lambda model, args, file, **kw: told.update(kw, file=file, training=model.training))
+    assert to_onnx(tiny_bert, tmp_path/'it.onnx')==tmp_path/'it.onnx'==told['file'] and not told['training']
+    assert told['input_names']==[*told['kwargs']] and {'input_ids','attention_mask'}<={*told['input_names']} and told['output_names']==['logits']
+    axes = told['dynamic_shapes']['input_ids']
+    assert [axes[0].__name__, axes[1].max]==['rows', 64], 'as many tokens as the model has positions'
+    assert logging.root.manager.disable==logging.NOTSET, 'logging is as it was'
