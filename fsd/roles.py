@@ -85,7 +85,8 @@ def check_beside_teacher(self:Roles):
     if not s.teacher: return
     for name in ('teacher_epochs','teacher_lr'):
         if name in self.overrides:
-            raise ValueError(f"{name}={getattr(s, name)} is for a teacher that is fine-tuned here; teacher={s.teacher!r} is")
+            raise ValueError(f"{name}={getattr(s, name)} is for a teacher that is fine-tuned here; "
+                             f"teacher={s.teacher!r} is finished, leave it out")
     if s.model!='auto' and (s.student_model or s.student_init=='teacher'):
         cut = f'from student_model={s.student_model!r}' if s.student_model else "from the teacher (student_init='teacher')"
         raise ValueError(f"teacher={s.teacher!r} is fine-tuned, and the student is cut {cut}; leave model={s.model!r} out")
