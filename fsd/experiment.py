@@ -11,7 +11,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader
 from . import analysis, compare, runs
 from .clusters import kmeans, released_memory
 from .design import Design, weights_of
@@ -142,11 +141,10 @@ def teacher(self:Experiment):
 @patch
 def evaluate(self:Experiment, model)->dict:
     "`Collected` logits, labels and features per dev split."
-    pad = collate(self.tokenizer.pad_token_id, self.settings.max_length)
-    def batches(split):
-        for batch in DataLoader(self.rows[split], self.settings.eval_batch_size, collate_fn=pad):
-            yield {k:v.to(self.device) for k,v in batch.items()}
-    return {split:compare.collect(model, batches(split)) for split in self.dev}
+    def read(split):
+        return compare.batches(self.rows[split], self.tokenizer.pad_token_id, self.settings.max_length,
+                               self.settings.eval_batch_size, self.device)
+    return {split:compare.collect(model, read(split)) for split in self.dev}
 
 # %% ../nbs/15_experiment.ipynb #a48c26b5
 _evaluated = {} # the last teacher that this process looked at, and what came of it
