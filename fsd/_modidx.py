@@ -285,6 +285,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.compare._relations': ('compare.html#_relations', 'fsd/compare.py'),
                              'fsd.compare._taken': ('compare.html#_taken', 'fsd/compare.py'),
                              'fsd.compare._unit_grams': ('compare.html#_unit_grams', 'fsd/compare.py'),
+                             'fsd.compare.batches': ('compare.html#batches', 'fsd/compare.py'),
                              'fsd.compare.cka_map': ('compare.html#cka_map', 'fsd/compare.py'),
                              'fsd.compare.collect': ('compare.html#collect', 'fsd/compare.py'),
                              'fsd.compare.relation_difference': ('compare.html#relation_difference', 'fsd/compare.py')},

@@ -11,7 +11,6 @@ from dataclasses import asdict, fields
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
-from torch.utils.data import DataLoader
 from . import analysis, compare, glue, runs
 from .card import told_of, write_card
 from .clusters import kmeans, released_memory
@@ -167,11 +166,9 @@ def teacher(self:Experiment):
 def evaluate(self:Experiment, model, kind:str='students')->dict:
     "`Collected` logits, labels and features per dev split, of a model that reads what `kind` do."
     rows,tokenizer,longest = self._read_by(kind)
-    pad = collate(tokenizer.pad_token_id, longest)
-    def batches(split):
-        for batch in DataLoader(rows[split], self.settings.eval_batch_size, collate_fn=pad):
-            yield {k:v.to(self.device) for k,v in batch.items()}
-    return {split:compare.collect(model, batches(split)) for split in self.dev}
+    def read(split):
+        return compare.batches(rows[split], tokenizer.pad_token_id, longest, self.settings.eval_batch_size, self.device)
+    return {split:compare.collect(model, read(split)) for split in self.dev}
 
 # %% ../nbs/15_experiment.ipynb #a48c26b5
 _evaluated = {} # the last teacher that this process looked at, and what came of it
