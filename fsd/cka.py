@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check', 'lean', 'lean_form', 'check_values', 'check_mask', 'center', 'float_of', 'exact_of', 'uncast', 'home',
-           'exact', 'sums_of', 'power_of_2', 'shares', 'gram', 'u_center', 'hsic', 'unit_structure', 'cka_with',
-           'raw_cka', 'linear_cka', 'minibatch_cka']
+           'exact', 'sums_of', 'power_of_2', 'shares', 'rounding', 'gram', 'u_center', 'hsic', 'structure_of',
+           'unit_structure', 'cosine_to', 'gradient_of', 'cka_with', 'raw_cka', 'linear_cka', 'minibatch_cka']
 
 # %% ../nbs/05_cka.ipynb #076e6f7b
 import math
@@ -248,7 +248,7 @@ def _rows(
     mean = w.mT @ x
     return (x - mean) * on, mean, w
 
-def _rounding(k, mean, weighted):
+def rounding(k, mean, weighted):
     "The length, (b, 1, 1), below which the matrix `k` of samples of this `mean` is the rounding of its features."
     n = k.shape[-1]
     share = (4 * torch.finfo(k.dtype).eps)**2 * (n**-.5 if weighted else n**.5)
@@ -262,7 +262,7 @@ class _LeanGram(torch.autograd.Function):
         rows, mean, w = _rows(x, mask, dtype)
         k = rows @ rows.mT
         size = torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True)
-        some = ~(size <= _rounding(k, mean, False))
+        some = ~(size <= rounding(k, mean, False))
         ctx.save_for_backward(rows, w, some)
         ctx.dtype = x.dtype
         return k * some
@@ -362,18 +362,28 @@ def _structure(x, mask, debiased, dtype):
     return k * (w[..., None] * w[..., None, :]).sqrt()
 
 # %% ../nbs/05_cka.ipynb #leancka1
-def _lean_structure(x, mask, debiased):
-    "`_structure` of `x` (b, n, d) up to a factor, the rows it is made of, what these were multiplied by, and its length."
-    rows, mean, w = _rows(x, mask, float_of(x))
-    if debiased: w = None if w is None else w!=0
-    elif w is not None:
-        w = w.sqrt()
-        rows = rows * w
+def structure_of(
+    rows:Tensor, # Features less their mean, (b, n, d), 0 where they do not count
+    mean:Tensor, # (b, 1, d)
+    keep:Tensor|None=None, # Which count, (b, n)
+    debiased:bool=False, # Debiased estimate
+    weighted:bool=False, # Whether `rows` are multiplied by the roots of shares
+)->tuple[Tensor, Tensor]: # (b, n, n), (b, 1, 1)
+    "The matrix whose cosine with another is CKA, and its length; infinite where the features are alike up to rounding."
     k = rows @ rows.mT
-    low = _rounding(k, mean, w is not None and not debiased)
-    if debiased: k = u_center(k, None if w is None else w[..., 0])
+    low = rounding(k, mean, weighted)
+    if debiased: k = u_center(k, keep)
     size = torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True)
-    return k, rows, w, size.masked_fill(size <= low, torch.inf)
+    return k, size.masked_fill(size <= low, torch.inf)
+
+# %% ../nbs/05_cka.ipynb #leancka1b
+def _weighted(x, mask, debiased):
+    "What `structure_of` takes of `x` (b, n, d), and what its rows were multiplied by."
+    rows, mean, w = _rows(x, mask, float_of(x))
+    if w is None: return (rows, mean, None, debiased), None
+    if debiased: return (rows, mean, w[..., 0]!=0, True), w!=0
+    w = w.sqrt()
+    return (rows * w, mean, None, False, True), w
 
 # %% ../nbs/05_cka.ipynb #leancka2
 @torch.no_grad()
@@ -392,27 +402,45 @@ def unit_structure(
     *batch, n, d = x.shape
     b = math.prod(batch)
     with uncast(x):
-        k, *_, size = _lean_structure(x.reshape(b, n, d), None if mask is None else mask.reshape(b, n), debiased)
+        m = None if mask is None else mask.reshape(b, n)
+        k, size = structure_of(*_weighted(x.reshape(b, n, d), m, debiased)[0])
         return (k / size).view(*batch, n, n)
+
+# %% ../nbs/05_cka.ipynb #leancka2b
+def cosine_to(
+    k:Tensor, size:Tensor, # As `structure_of` gives them
+    t:Tensor, # `unit_structure` of other features, (b, n, n)
+)->Tensor: # (b, 1, 1)
+    "CKA of what has the structure `k` with what has `t`."
+    return torch.bmm(k.flatten(1)[:, None], t.flatten(1)[..., None]) / size
+
+def gradient_of(
+    k:Tensor, size:Tensor, t:Tensor, # As for `cosine_to`
+    c:Tensor, # What that gave
+    dc:Tensor, # Gradient of it, (b, 1, 1)
+)->Tensor: # (b, n, n)
+    "Gradient of `cosine_to` at the structure; half of what the rows that make it are to be multiplied by."
+    return torch.addcmul(t, k, c / size, value=-1) * (dc / size)
 
 # %% ../nbs/05_cka.ipynb #leancka3
 class _CKA(torch.autograd.Function):
     "CKA (b,) of `x` (b, n, d) with what has the unit structures `t` (b, n, n)."
     @staticmethod
     def forward(ctx, x, t, mask, debiased):
-        k, rows, w, size = _lean_structure(x, mask, debiased)
+        made, w = _weighted(x, mask, debiased)
+        k, size = structure_of(*made)
         t = t.to(k.dtype)
-        c = torch.bmm(k.flatten(1)[:, None], t.flatten(1)[..., None]) / size
-        ctx.save_for_backward(k, rows, w, size, t, c)
+        c = cosine_to(k, size, t)
+        ctx.save_for_backward(made[0], w, k, size, t, c)
         ctx.dtype = x.dtype
         return c.flatten()
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dc):
-        k, rows, w, size, t, c = ctx.saved_tensors
+        rows, w, *made = ctx.saved_tensors
         with uncast(rows):
-            s = torch.addcmul(t, k, c / size, value=-1) * (dc[:, None, None] / size)
+            s = gradient_of(*made, dc[:, None, None])
             dx = torch.baddbmm(rows.new_empty(1, 1, 1), s, rows, beta=0, alpha=2)
             return (dx if w is None else dx * w).to(ctx.dtype), None, None, None
 

@@ -183,7 +183,7 @@ def similarity_loss(
     check_reduction(reduction)
     check('there must be one `keep` a value', cka=(cka, '...'), keep=(keep, '...'))
     cka, log = cka.to(float_of(cka)), _log_with_line if debiased else _log
-    if keep is None and lean(cka) and cka.numel(): return reductions[reduction](cka, torch.mean, log)
+    if keep is None and lean(cka) and cka.numel(): return reductions[reduction](cka, lambda c: c.mean() if c.ndim else c, log)
     keep = torch.ones_like(cka) if keep is None else keep.to(cka)
     count = keep.sum()
     w = keep / count.clamp(min=1)
