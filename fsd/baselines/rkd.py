@@ -9,15 +9,16 @@ __all__ = ['rkd_distance', 'rkd_angle', 'rkd']
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..cka import check, exact_of, float_of, gram
+from ..cka import check, float_of, gram, lean, sums_of, uncast
 from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/rkd.ipynb #da8fb282
 def _gram(x):
-    "Centred Gram matrix in float64 where there is one."
-    return gram(x, dtype=exact_of(x))
+    "Centred Gram matrix, in float64 on a CPU."
+    return gram(x, dtype=sums_of(x))
 
 def _distances(k):
     "Distances by Gram matrix, and 0 with zero gradient between examples that differ by no more than rounding."
@@ -78,6 +79,51 @@ def rkd_angle(
     """
     return _loss(_cosines, *_grams(x_s, x_t)).to(float_of(x_s, x_t))
 
+# %% ../../nbs/baselines/rkd.ipynb #leanrkd1
+def _lean_relations(x):
+    "Features `x` (n, d) less their mean, one over distances (0 for equal examples), relative distances, their mean, cosines."
+    rows = x - x.mean(0)
+    k = rows @ rows.mT
+    norms = k.diagonal()
+    sq = torch.sub(norms[:, None] + norms, k, alpha=2)
+    same = sq <= norms.amax() * (1000 * torch.finfo(k.dtype).eps)
+    d = sq.masked_fill_(same, 0).sqrt()
+    mean = (d.sum() / max(1, len(d) * (len(d) - 1))).clamp(min=torch.finfo(k.dtype).tiny)
+    near = d.reciprocal().masked_fill_(same, 0)
+    u = torch.sub(k, norms[:, None], alpha=.5)
+    return rows, near, d / mean, mean, (k - u[:, :, None] - u[:, None]) * near[:, :, None] * near[:, None]
+
+# %% ../../nbs/baselines/rkd.ipynb #leanrkd2
+class _LeanRKD(torch.autograd.Function):
+    "`rkd` of `x_s` (n, d) with a teacher's relative distances and cosines."
+    @staticmethod
+    def forward(ctx, x_s, far_t, cos_t, distance, angle):
+        rows, near, far, mean, cos = _lean_relations(x_s)
+        ctx.save_for_backward(rows, near, far, mean, cos, far_t, cos_t)
+        ctx.weights = distance, angle
+        return torch.add(F.smooth_l1_loss(far, far_t) * distance, F.smooth_l1_loss(cos, cos_t), alpha=angle)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dl):
+        rows, near, far, mean, cos, far_t, cos_t = ctx.saved_tensors
+        y, z = (torch.ops.aten.smooth_l1_loss_backward(dl * w, a, b, 1, 1.)
+                for w, a, b in zip(ctx.weights, (far, cos), (far_t, cos_t)))
+        with uncast(rows):
+            w = z * near[:, :, None] * near[:, None]
+            y = (y - torch.dot(y.flatten(), far.flatten()) / max(1, len(far) * (len(far) - 1))) / mean * near
+            q = torch.sub(y, (z * cos).sum(2) * near * near, alpha=2)
+            p = torch.add(w.sum(2), q, alpha=.5)
+            s = w.sum(0) - p - p.mT
+            return torch.addmm(rows * s.sum(1, keepdim=True), s, rows, beta=-2, alpha=2), None, None, None, None
+
+# %% ../../nbs/baselines/rkd.ipynb #leanrkd3
+def _lean_rkd(x_s, x_t, distance, angle):
+    "`rkd` of flat features of one precision."
+    with uncast(x_s):
+        far_t, cos_t = _lean_relations(x_t)[2::2]
+        return _LeanRKD.apply(x_s, far_t, cos_t, distance, angle)
+
 # %% ../../nbs/baselines/rkd.ipynb #30e6aa12
 def rkd(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
@@ -89,13 +135,14 @@ def rkd(
     """Relational knowledge distillation between the examples of a batch, each one flat vector (Park et al. 2019).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    0 below three examples. Cost: N²·L·D products for each model and N³ numbers, in float64.
+    0 below three examples. Cost: N²·L·D products for each model and N³ numbers, in float64 on a CPU.
 
     >>> h = torch.randn(6, 5, 3)
     >>> round(rkd(2*h.flip(-1) + 1, h).item(), 6) # turned, moved, stretched
     0.0
     """
     check_shapes(h_s, h_t, mask)
+    if lean(h_s) and len(h_s): return _lean_rkd(*(flat(h, mask).to(float_of(h_s, h_t)) for h in (h_s, h_t.detach())), distance, angle)
     k = _grams(flat(h_s, mask), flat(h_t, mask))
     return (distance * _loss(_relative, *k) + angle * _loss(_cosines, *k)).to(float_of(h_s, h_t))
 
