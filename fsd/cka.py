@@ -368,13 +368,13 @@ def structure_of(
     keep:Tensor|None=None, # Which count, (b, n)
     debiased:bool=False, # Debiased estimate
     weighted:bool=False, # Whether `rows` are multiplied by the roots of shares
-)->tuple[Tensor, Tensor]: # (b, n, n), (b, 1, 1)
-    "The matrix whose cosine with another is CKA, and its length; infinite where the features are alike up to rounding."
+)->tuple[Tensor, Tensor, Tensor]: # (b, n, n), and (b, 1, 1) twice
+    "The matrix whose cosine with another is CKA, its length, and that again, but infinite where all is alike up to rounding."
     k = rows @ rows.mT
     low = rounding(k, mean, weighted)
     if debiased: k = u_center(k, keep)
     size = torch.linalg.vector_norm(k, dim=(1, 2), keepdim=True)
-    return k, size.masked_fill(size <= low, torch.inf)
+    return k, size, size.masked_fill(size <= low, torch.inf)
 
 # %% ../nbs/05_cka.ipynb #leancka1b
 def _weighted(x, mask, debiased):
@@ -403,16 +403,16 @@ def unit_structure(
     b = math.prod(batch)
     with uncast(x):
         m = None if mask is None else mask.reshape(b, n)
-        k, size = structure_of(*_weighted(x.reshape(b, n, d), m, debiased)[0])
-        return (k / size).view(*batch, n, n)
+        k, length, size = structure_of(*_weighted(x.reshape(b, n, d), m, debiased)[0])
+        return (torch.add(k, length, alpha=1e-30) / size).view(*batch, n, n) # infinity becomes NaN
 
 # %% ../nbs/05_cka.ipynb #leancka2b
 def cosine_to(
-    k:Tensor, size:Tensor, # As `structure_of` gives them
+    k:Tensor, length:Tensor, size:Tensor, # As `structure_of` gives them
     t:Tensor, # `unit_structure` of other features, (b, n, n)
 )->Tensor: # (b, 1, 1)
-    "CKA of what has the structure `k` with what has `t`."
-    return torch.bmm(k.flatten(1)[:, None], t.flatten(1)[..., None]) / size
+    "CKA of what has the structure `k` with what has `t`; NaN where squares leave float32, whose `length` is infinite."
+    return torch.baddbmm(length, k.flatten(1)[:, None], t.flatten(1)[..., None], beta=1e-30) / size
 
 def gradient_of(
     k:Tensor, size:Tensor, t:Tensor, # As for `cosine_to`
@@ -428,9 +428,9 @@ class _CKA(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, t, mask, debiased):
         made, w = _weighted(x, mask, debiased)
-        k, size = structure_of(*made)
+        k, length, size = structure_of(*made)
         t = t.to(k.dtype)
-        c = cosine_to(k, size, t)
+        c = cosine_to(k, length, size, t)
         ctx.save_for_backward(made[0], w, k, size, t, c)
         ctx.dtype = x.dtype
         return c.flatten()
@@ -460,6 +460,7 @@ def cka_with(
     check('the structure must be of the same samples', x=(x, '... n d'), t=(t, '... n n'), mask=(mask, '... n'))
     *batch, n, d = x.shape
     b = math.prod(batch)
+    if n<2: return (x.to(float_of(x)) * 0).sum((-2, -1))
     with uncast(x):
         m = None if mask is None else mask.reshape(b, n)
         return _CKA.apply(x.reshape(b, n, d), t.detach().reshape(b, n, n), m, debiased).view(batch)

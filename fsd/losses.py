@@ -175,7 +175,7 @@ def similarity_loss(
     keep:Tensor|None=None, # Which values count, boolean, same shape; all if None
     debiased:bool=False, # Whether the values are debiased, and so may be negative
 )->Tensor: # Scalar; 0 if no value counts
-    """Loss of CKA values, 0 where all are 1.
+    """Loss of CKA values, 0 where all are 1. In the lean form one below 0 that is not `debiased` is rounding, and 0.
 
     >>> similarity_loss(torch.tensor([1., .5]), 'one_minus')
     tensor(0.2500)

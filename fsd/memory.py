@@ -180,8 +180,8 @@ class _LeanGlobal(torch.autograd.Function):
     def forward(ctx, h, m, unit_t, far_t, apart_t, debiased):
         mean = m.mean(0, keepdim=True)
         a, b, rm = h - mean, m - mean, torch.linalg.vector_norm(m, dim=1)
-        k, size = structure_of(b[None], mean[None], None, debiased)
-        c = cosine_to(k, size, unit_t)
+        k, length, size = structure_of(b[None], mean[None], None, debiased)
+        c = cosine_to(k, length, size, unit_t)
         rel = _lean_relations(h, a, rm, b, b.square().sum(1) if debiased else k[0].diagonal())
         ctx.save_for_backward(h, m, a, b, k, size, unit_t, c, far_t, apart_t, *rel, rm)
         return c.view(()), mse(rel[1], far_t), mse(rel[4], apart_t)

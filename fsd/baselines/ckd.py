@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .internal import matched_block
+from .rkd import rounding
 from ..cka import float_of, gram, lean, sums_of, uncast
 from ..losses import check_shapes, unit
 from ..terms import Method, Term, methods, soft_labels, terms
@@ -104,7 +105,7 @@ def _cosines(x, around):
     products = k[example[..., None], around[..., None], around[..., None, :]]
     products = products - mine[..., None] - mine[..., None, :] + norms[..., None, None]
     squares = products.diagonal(0, 2, 3)
-    same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax(1)[:, None, None] if norms.numel() else 0)
+    same = squares <= rounding(k) * (norms.amax(1)[:, None, None] if norms.numel() else 0)
     near = squares.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
     return products * near[..., None] * near[..., None, :]
 

@@ -28,7 +28,7 @@ def inner(
     x:Tensor, # Features, (..., n, d)
     unit_rows:bool=False, # Only cosines along each row: G_ij / √G_ii
 )->Tensor: # (..., n, n), float64; float32 in the lean form, unless `x` is float64
-    """Gram matrix without centring.
+    """Gram matrix without centring. In the lean form a row of zeros has no gradient.
 
     >>> inner(torch.tensor([[3., 4.]]))
     tensor([[25.]], dtype=torch.float64)
