@@ -231,11 +231,11 @@ def intra(
     >>> round(abs(intra(2*h + 1, h).item()), 4) # moved and stretched, but of one structure
     0.0
     """
-    check_shapes(h_s, h_s if h_t is None else h_t, mask)
+    check_shapes(h_s, h_t if side is None else h_s, mask)
     cka = _cka(h_s, h_t, mask, debiased, side)
     tokens = h_s.shape[1] if mask is None else (mask!=0).sum(-1)
     loss = similarity_loss(cka, reduction, _enough(cka, tokens, debiased), debiased)
-    return loss.to(float_of(*(o for o in (h_s, h_t) if o is not None)))
+    return loss.to(float_of(h_s, h_t if side is None else h_s))
 
 # %% ../nbs/06_losses.ipynb #b5927e10
 def flat(
@@ -307,7 +307,7 @@ def local(
     >>> round(abs(local(2*h + 1, h).item()), 4)
     0.0
     """
-    check_shapes(h_s, h_s if h_t is None else h_t, mask)
-    cka = _cka(flat(h_s, mask), None if h_t is None else flat(h_t, mask), None, debiased, side)
+    check_shapes(h_s, h_t if side is None else h_s, mask)
+    cka = _cka(flat(h_s, mask), flat(h_t, mask) if side is None else None, None, debiased, side)
     loss = similarity_loss(cka, reduction, _enough(cka, len(h_s), debiased), debiased)
-    return loss.to(float_of(*(o for o in (h_s, h_t) if o is not None)))
+    return loss.to(float_of(h_s, h_t if side is None else h_s))

@@ -310,7 +310,7 @@ def terms(self:GlobalStructure,
     side:tuple[Tensor,Tensor]|None=None, # What `self.side(h_t, mask)` gives
 )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9)
     "Parts of the loss, before their weights; those of weight 0 are left out."
-    check_shapes(h_s, h_s if h_t is None else h_t, mask)
+    check_shapes(h_s, h_t if side is None else h_s, mask)
     t = self.side(h_t, mask) if side is None else side
     with uncast(h_s):
         h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
