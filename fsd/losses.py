@@ -12,8 +12,10 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from .cka import check, check_mask, check_values, float_of, power_of_2, raw_cka
+from .cka import (check, check_mask, check_values, cka_with, float_of, lean, power_of_2, raw_cka,
+                  unit_structure)
 
 # %% ../nbs/06_losses.ipynb #83416e0e
 def _cross_entropy(logits, labels, smoothing=0.):
@@ -90,7 +92,8 @@ def kd(
     _same_shape(logits_s, logits_t)
     if not 0<temperature<math.inf: raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
     s, t = (F.log_softmax(o.to(float_of(o)) / temperature, -1) for o in (logits_s, logits_t.detach()))
-    return F.kl_div(s, t, reduction='sum', log_target=True) / max(1, len(s)) * temperature**2
+    total, n = F.kl_div(s, t, reduction='sum', log_target=True), max(1, len(s))
+    return total * (temperature**2 / n) if lean(s) else total / n * temperature**2
 
 # %% ../nbs/06_losses.ipynb #3115f0f2
 def mse_logits(
@@ -117,9 +120,12 @@ def bce(
     tensor(0.6931)
     """
     check('several labels a row need one for each logit', logits=(logits, 'N C'), labels=(labels, 'N C'))
-    check_values('labels', labels, lambda y: (y>=0) & (y<=1), '0 or 1, or between')
+    def good(y): return (y>=0) & (y<=1)
     logits = logits.to(float_of(logits))
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits)) if logits.numel() else logits.sum()
+    if not logits.numel(): return logits.sum()
+    if not lean(logits): check_values('labels', labels, good, '0 or 1, or between')
+    loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
+    return loss.masked_fill(~good(labels).all(), torch.nan) if lean(logits) else loss
 
 # %% ../nbs/06_losses.ipynb #02b079cb
 def yes_or_no(
@@ -146,16 +152,16 @@ def binary_kd(
     return kd(yes_or_no(logits_s), yes_or_no(logits_t), temperature)
 
 # %% ../nbs/06_losses.ipynb #73d6fae8
-def _log(c): return (c.abs() + 1e-8).log()
+def _log(c): return F.threshold(c, 1e-8, 1e-8).log() if lean(c) else (c.abs() + 1e-8).log()
 
 def _log_with_line(c, at=.01):
     "Logarithm above `at`, its tangent below."
     return torch.where(c>at, c.clamp(min=at).log(), math.log(at) + c/at - 1)
 
 reductions = {
-    'log_of_mean': lambda c, w, log: -log((w * c).sum()),
-    'mean_of_log': lambda c, w, log: -(w * log(c)).sum(),
-    'one_minus':   lambda c, w, log: 1 - (w * c).sum()}
+    'log_of_mean': lambda c, mean, log: -log(mean(c)),
+    'mean_of_log': lambda c, mean, log: -mean(log(c)),
+    'one_minus':   lambda c, mean, log: 1 - mean(c)}
 
 def check_reduction(reduction:str):
     "A `ValueError` unless it is a key of `reductions`."
@@ -169,17 +175,19 @@ def similarity_loss(
     keep:Tensor|None=None, # Which values count, boolean, same shape; all if None
     debiased:bool=False, # Whether the values are debiased, and so may be negative
 )->Tensor: # Scalar; 0 if no value counts
-    """Loss of CKA values, 0 where all are 1.
+    """Loss of CKA values, 0 where all are 1. In the lean form one below 0 that is not `debiased` is rounding, and 0.
 
     >>> similarity_loss(torch.tensor([1., .5]), 'one_minus')
     tensor(0.2500)
     """
     check_reduction(reduction)
     check('there must be one `keep` a value', cka=(cka, '...'), keep=(keep, '...'))
-    cka = cka.to(float_of(cka))
+    cka, log = cka.to(float_of(cka)), _log_with_line if debiased else _log
+    if keep is None and lean(cka) and cka.numel(): return reductions[reduction](cka, lambda c: c.mean() if c.ndim else c, log)
     keep = torch.ones_like(cka) if keep is None else keep.to(cka)
     count = keep.sum()
-    return reductions[reduction](cka, keep / count.clamp(min=1), _log_with_line if debiased else _log) * (count>0)
+    w = keep / count.clamp(min=1)
+    return reductions[reduction](cka, lambda c: (w * c).sum(), log) * (count>0)
 
 # %% ../nbs/06_losses.ipynb #06cfc07b
 def check_shapes(
@@ -192,13 +200,26 @@ def check_shapes(
           h_s=(h_s, 'N L D_s'), h_t=(h_t, 'N L D_t'), mask=(mask, 'N L'))
     check_mask(mask)
 
+# %% ../nbs/06_losses.ipynb #sides1
+def _cka(h_s, h_t, mask, debiased, side):
+    "CKA of features `h_s` with those of a teacher, (...), or with what was kept of them."
+    if side is not None: return cka_with(h_s, side, mask, debiased)
+    return raw_cka(h_s, h_t.detach(), mask, debiased)
+
+def _enough(cka, samples, debiased):
+    "Which values are of enough samples; None, for all, where the lean form knows it without looking."
+    least = 3 if debiased else 1
+    if isinstance(samples, Tensor): return samples > least
+    return None if lean(cka) and samples>least else torch.full_like(cka, samples) > least
+
 # %% ../nbs/06_losses.ipynb #44f36447
 def intra(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    h_t:Tensor|None, # Hidden states of the teacher, (N, L, D_t); not looked at if there is a `side`
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     reduction:str='log_of_mean', # See `similarity_loss`
     debiased:bool=False, # Debiased CKA
+    side:Tensor|None=None, # `unit_structure(h_t, mask, debiased)`, (N, L, L)
 )->Tensor: # Scalar
     """Intra-feature structure: CKA over the tokens of each example (equation 6).
 
@@ -210,10 +231,11 @@ def intra(
     >>> round(abs(intra(2*h + 1, h).item()), 4) # moved and stretched, but of one structure
     0.0
     """
-    check_shapes(h_s, h_t, mask)
-    cka = raw_cka(h_s, h_t.detach(), mask, debiased)
-    tokens = torch.full_like(cka, h_s.shape[1]) if mask is None else (mask!=0).sum(-1)
-    return similarity_loss(cka, reduction, tokens > (3 if debiased else 1), debiased).to(float_of(h_s, h_t))
+    check_shapes(h_s, h_t if side is None else h_s, mask)
+    cka = _cka(h_s, h_t, mask, debiased, side)
+    tokens = h_s.shape[1] if mask is None else (mask!=0).sum(-1)
+    loss = similarity_loss(cka, reduction, _enough(cka, tokens, debiased), debiased)
+    return loss.to(float_of(h_s, h_t if side is None else h_s))
 
 # %% ../nbs/06_losses.ipynb #b5927e10
 def flat(
@@ -229,6 +251,23 @@ def flat(
     check_mask(mask)
     return (h if mask is None else h.masked_fill(mask[..., None] == 0, 0)).flatten(1)
 
+# %% ../nbs/06_losses.ipynb #leanunit1
+class _LeanUnit(torch.autograd.Function):
+    "Rows of `x` at length 1; those of zeros stay."
+    @staticmethod
+    def forward(ctx, x):
+        n = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        n = n.masked_fill(n==0, torch.inf)
+        y = x / n
+        ctx.save_for_backward(y, n)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        y, n = ctx.saved_tensors
+        return torch.addcmul(dy, y, (dy * y).sum(-1, keepdim=True), value=-1) / n
+
 # %% ../nbs/06_losses.ipynb #b9ad3685
 def unit(
     x:Tensor, # (..., d)
@@ -236,6 +275,7 @@ def unit(
     """Rows of `x` at length 1; a row of zeros stays, with zero gradient, and one that is not finite is NaN throughout.
 
     Any scale will do: rows are divided by a power of 2 first, but in float64, whose squares are out of reach.
+    The lean form does without, and has no gradient of its gradient.
 
     >>> unit(torch.tensor([[3e30, 4e30], [0., 0.]]))
     tensor([[0.6000, 0.8000],
@@ -244,6 +284,7 @@ def unit(
     check('vectors must have coordinates', x=(x, '... d'))
     x = x if x.is_floating_point() else x.to(float_of(x))
     if not x.numel(): return x
+    if lean(x): return _LeanUnit.apply(x)
     if x.dtype!=torch.float64: x = x / power_of_2(torch.linalg.vector_norm(x.detach(), torch.inf, -1, keepdim=True))
     n = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     return (x / n.masked_fill(n==0, 1).masked_fill(n==torch.inf, torch.nan)).masked_fill(n==0, 0)
@@ -251,10 +292,11 @@ def unit(
 # %% ../nbs/06_losses.ipynb #99134d55
 def local(
     h_s:Tensor, # Hidden states of the student, (N, L, D_s)
-    h_t:Tensor, # Hidden states of the teacher, (N, L, D_t)
+    h_t:Tensor|None, # Hidden states of the teacher, (N, L, D_t); not looked at if there is a `side`
     mask:Tensor|None=None, # 1 at tokens and 0 at padding, (N, L); None to let padding take part
     reduction:str='log_of_mean', # See `similarity_loss`
     debiased:bool=False, # Debiased CKA
+    side:Tensor|None=None, # `unit_structure(flat(h_t, mask), None, debiased)`, (N, N)
 )->Tensor: # Scalar
     """Local inter-feature structure: CKA over the examples of a batch, each flattened to one vector (equation 7).
 
@@ -265,7 +307,7 @@ def local(
     >>> round(abs(local(2*h + 1, h).item()), 4)
     0.0
     """
-    check_shapes(h_s, h_t, mask)
-    cka = raw_cka(flat(h_s, mask), flat(h_t.detach(), mask), None, debiased)
-    enough = torch.full_like(cka, len(h_s)) > (3 if debiased else 1)
-    return similarity_loss(cka, reduction, enough, debiased).to(float_of(h_s, h_t))
+    check_shapes(h_s, h_t if side is None else h_s, mask)
+    cka = _cka(flat(h_s, mask), flat(h_t, mask) if side is None else None, None, debiased, side)
+    loss = similarity_loss(cka, reduction, _enough(cka, len(h_s), debiased), debiased)
+    return loss.to(float_of(h_s, h_t if side is None else h_s))

@@ -6,13 +6,16 @@
 __all__ = ['memory_structure', 'distance', 'cosine', 'feature_structure', 'GlobalStructure']
 
 # %% ../nbs/07_memory.ipynb #d8f00885
+import functools
+
 import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 
-from .cka import check, exact_of, float_of, hsic, linear_cka, uncast
+from .cka import (check, cosine_to, exact_of, float_of, gradient_of, hsic, lean, linear_cka, structure_of, uncast,
+                     unit_structure)
 from .losses import check_reduction, check_shapes, mse, similarity_loss, unit
 
 # %% ../nbs/07_memory.ipynb #68b10f9c
@@ -143,6 +146,57 @@ def _relations(hh, hm, mm, noise):
     angle = (sq - (a-b)**2) / (2*a*b).masked_fill(zero, 1)
     return sq.clamp(min=tiny).sqrt(), angle.masked_fill(zero, 1)
 
+# %% ../nbs/07_memory.ipynb #leang1
+def _lean_relations(
+    h:Tensor, a:Tensor, # Examples, and less the mean of the centroids, (N, P)
+    rm:Tensor, b:Tensor, bb:Tensor, # Centroids' lengths (K,), themselves less their mean (K, P), and the squares of these
+)->tuple[Tensor, ...]: # (N,), and four (N, K)
+    "Lengths of `h`, distances, differences of lengths, twice their products (infinite if 0), one minus cosines."
+    rh, aa = torch.linalg.vector_norm(h, dim=1), torch.linalg.vector_norm(a, dim=1).square()
+    sq = torch.addmm(bb, a, b.mT, alpha=-2).add_(aa[:,None]).clamp_(min=0)
+    gap, both = rh[:,None] - rm, torch.addmm(rm, rh[:,None], rm[None], beta=0, alpha=2)
+    none = both==0
+    both = both.masked_fill_(none, torch.inf)
+    apart = torch.addcmul(sq, gap, gap, value=-1).div_(both).masked_fill_(none, 1)
+    return rh, sq.sqrt_(), gap, both, apart
+
+# %% ../nbs/07_memory.ipynb #leang3
+def _pulls(rel, rm, t, ds):
+    "Of `_lean_relations` and the teacher's: what `a` is multiplied by, less `b`, and `h` and `m` by their own, (N, 1), (K, 1)."
+    rh,far,gap,both,apart = rel
+    d,q = (torch.ops.aten.mse_loss_backward(g, x, y, 1) for g,x,y in zip(ds, (far, apart), t))
+    q = q / both
+    s = torch.add(d / far.masked_fill(far==0, torch.inf), q, alpha=2)
+    v,own,tiny = q * apart, q * gap, torch.finfo(q.dtype).tiny
+    to_h,to_m = torch.addmv(own.sum(1), v, rm), torch.addmv(own.sum(0), v.mT, rh, alpha=-1)
+    return s, (to_h / rh.clamp(min=tiny))[:,None], (to_m / rm.clamp(min=tiny))[:,None]
+
+# %% ../nbs/07_memory.ipynb #leang4
+class _LeanGlobal(torch.autograd.Function):
+    """CKA of the centroids `m` (K, P) with what has the unit structure `unit_t`, and errors of distances and cosines.
+
+    Of examples `h` (N, P) to centroids, against the teacher's distances and one minus cosines `t`, each (N, K)."""
+    @staticmethod
+    def forward(ctx, h, m, unit_t, far_t, apart_t, debiased):
+        mean = m.mean(0, keepdim=True)
+        a, b, rm = h - mean, m - mean, torch.linalg.vector_norm(m, dim=1)
+        k, length, size = structure_of(b[None], mean[None], None, debiased)
+        c = cosine_to(k, length, size, unit_t)
+        rel = _lean_relations(h, a, rm, b, b.square().sum(1) if debiased else k[0].diagonal())
+        ctx.save_for_backward(h, m, a, b, k, size, unit_t, c, far_t, apart_t, *rel, rm)
+        return c.view(()), mse(rel[1], far_t), mse(rel[4], apart_t)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dc, *ds):
+        h, m, a, b, *made, far_t, apart_t = ctx.saved_tensors[:10]
+        with uncast(h):
+            s,to_h,to_m = _pulls(ctx.saved_tensors[10:-1], ctx.saved_tensors[-1], (far_t, apart_t), ds)
+            dh = torch.addmm(a * s.sum(1, keepdim=True), s, b, alpha=-1)
+            dm = torch.addmm(b * s.sum(0)[:,None], s.mT, a, alpha=-1)
+            dm = torch.addmm(dm, gradient_of(*made, dc.view(1, 1, 1))[0], b, alpha=2)
+            return torch.addcmul(dh, h, to_h, value=-2), torch.addcmul(dm, m, to_m, value=2), None, None, None, None
+
 # %% ../nbs/07_memory.ipynb #a1f4a774
 class GlobalStructure(nn.Module):
     """Global structure (equation 10): how centroids lie among themselves, and examples among centroids.
@@ -178,11 +232,13 @@ class GlobalStructure(nn.Module):
         rows = _around(memory_t.detach().flatten(1).to(torch.promote_types(memory_t.dtype, torch.float32)))
         self.register_buffer('rows_t', rows, persistent=False)
         with uncast(rows): self.gram_t = _dot(rows, rows)
+        self.lean_t = None
 
     def _apply(self, fn, *args, **kwargs):
         super()._apply(fn, *args, **kwargs)
         # no buffer: not every device has its float64
         self.gram_t = self.gram_t.to(exact_of(self.rows_t)).to(self.rows_t.device)
+        self.lean_t = None
         return self
 
 # %% ../nbs/07_memory.ipynb #2a603b53
@@ -193,9 +249,9 @@ def _flat(self:GlobalStructure, h, mask, width):
     longest = self.memory_s.shape[1]
     if d!=width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
     if l>longest: raise ValueError(f"features have {l} positions, more than the memory's {longest}")
-    h = h.to(torch.promote_types(h.dtype, torch.float32))
+    h = h.to(float_of(h))
     if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
-    return F.pad(h, (0,0,0,longest-l)).flatten(1)
+    return (F.pad(h, (0,0,0,longest-l)) if l<longest else h).flatten(1)
 
 @patch
 def _memory(self:GlobalStructure, mm, noise):
@@ -206,28 +262,60 @@ def _memory(self:GlobalStructure, mm, noise):
     cka = kt / (kk.masked_fill(none, 1).sqrt()*tt.masked_fill(none, 1).sqrt()) * ~none
     return similarity_loss(cka, self.reduction, debiased=self.debiased)
 
+# %% ../nbs/07_memory.ipynb #leang5
+@patch
+def side(self:GlobalStructure,
+    h_t:Tensor, # Teacher, (N, L, D_t)
+    mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
+)->tuple[Tensor,Tensor]: # (N, K) each
+    "What a step needs of the teacher: distances of its examples to its centroids, and one minus their cosines."
+    with torch.no_grad(), uncast(h_t):
+        h = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1]).to(self.rows_t)
+        a = h.add(self.rows_t[-1])
+        if lean(h_t):
+            c = self._of_teacher()
+            return _lean_relations(h, a, c['lengths'], self.rows_t[:-1], c['squares'])[1::3]
+        return _relations(a.square().sum(1).to(self.gram_t), _dot(a, self.rows_t), self.gram_t, _noise(a))
+
+@patch
+def _of_teacher(self:GlobalStructure):
+    "What the lean form needs of the teacher's centroids, made once for each device."
+    if self.lean_t is None:
+        rows = self.rows_t[:-1]
+        mean = -self.rows_t[-1:]
+        unit_t = unit_structure(rows + mean, None, self.debiased)[None]
+        self.lean_t = dict(unit=unit_t, squares=rows.square().sum(1), lengths=torch.linalg.vector_norm(rows + mean, dim=1))
+    return self.lean_t
+
 # %% ../nbs/07_memory.ipynb #0de998ea
+@patch
+def _parts(self:GlobalStructure, h_s, t):
+    "Equation 8, and the squared errors of distances and cosines against the teacher's `side`, by inner products."
+    products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
+    return self._memory(products[-1], _noise(h_s)), *map(mse, _relations(*products, _noise(h_s)), t)
+
+@patch
+def _lean_parts(self:GlobalStructure, h_s, t):
+    "`_parts` in the lean form."
+    m,t = self.memory_s.flatten(1).to(h_s),[o.to(h_s) for o in t]
+    c,*errors = _LeanGlobal.apply(h_s, m, self._of_teacher()['unit'].to(h_s), *t, self.debiased)
+    return similarity_loss(c, self.reduction, debiased=self.debiased), *errors
+
+# %% ../nbs/07_memory.ipynb #leang6
 @patch
 def terms(self:GlobalStructure,
     h_s:Tensor, # Student, (N, L, D_s)
-    h_t:Tensor, # Teacher, (N, L, D_t)
+    h_t:Tensor|None, # Teacher, (N, L, D_t); not looked at if there is a `side`
     mask:Tensor|None=None, # 1 for tokens and 0 for padding, (N, L); padding takes part if None
+    side:tuple[Tensor,Tensor]|None=None, # What `self.side(h_t, mask)` gives
 )->dict[str,Tensor]: # 'memory' (equation 8), 'distance' and 'cosine' (equation 9)
     "Parts of the loss, before their weights; those of weight 0 are left out."
-    check_shapes(h_s, h_t, mask)
+    check_shapes(h_s, h_t if side is None else h_s, mask)
+    t = self.side(h_t, mask) if side is None else side
     with uncast(h_s):
         h_s = self._flat(h_s, mask, self.memory_s.shape[-1])
-        products = _Products.apply(h_s, self.memory_s.flatten(1).to(h_s))
-        res = {'memory': self._memory(products[-1], _noise(h_s))}
-        with torch.no_grad():
-            h_t = self._flat(h_t, mask, self.rows_t.shape[1]//self.memory_s.shape[1])
-            h_t = h_t.to(self.rows_t).add(self.rows_t[-1])
-            own = h_t.square().sum(1).to(self.gram_t)
-            t = _relations(own, _dot(h_t, self.rows_t), self.gram_t, _noise(h_t))
-        s = _relations(*products, _noise(h_s))
-        for name,s_,t_ in zip(('distance','cosine'), s, t):
-            if self.weights[name]: res[name] = mse(s_, t_)
-        return {k:v.to(h_s.dtype) for k,v in res.items()}
+        parts = zip(self.weights.items(), (self._lean_parts if lean(h_s) else self._parts)(h_s, t))
+        return {k:v.to(h_s.dtype) for (k,w),v in parts if w}
 
 # %% ../nbs/07_memory.ipynb #9d8e4a8a
 @patch(as_prop=True)
@@ -236,6 +324,8 @@ def weights(self:GlobalStructure)->dict[str,float]:
     return {'memory': 1, 'distance': self.gamma_m, 'cosine': 1-self.gamma_m}
 
 @patch
-def forward(self:GlobalStructure, h_s:Tensor, h_t:Tensor, mask:Tensor|None=None)->Tensor: # Scalar
-    "Sum of `terms` times `weights` (equation 10)."
-    return sum(self.weights[o]*v for o,v in self.terms(h_s, h_t, mask).items())
+def forward(self:GlobalStructure, h_s:Tensor, h_t:Tensor|None, mask:Tensor|None=None, side=None)->Tensor: # Scalar
+    "Sum of `terms` times `weights` (equation 10); arguments as for `terms`."
+    parts = [(self.weights[o],v) for o,v in self.terms(h_s, h_t, mask, side).items()]
+    if not lean(h_s): return sum(w*v for w,v in parts)
+    return functools.reduce(lambda total, part: torch.add(total, part[1], alpha=part[0]), parts[1:], parts[0][1])

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['methods', 'one_each', 'GlobalTerm', 'find_term', 'find_method', 'kinds_read', 'check_shows', 'reads', 'own_pair',
-           'compares_tokens', 'check_tokens', 'Objective']
+           'compares_tokens', 'check_tokens', 'weighed', 'Objective']
 
 # %% ../nbs/08_methods.ipynb #126b1b29
 import importlib, pkgutil, re
 from dataclasses import replace
 import torch.nn.functional as F
+import torch
 from torch import nn, Tensor
+from .cka import lean
 from .passes import check_readable
 from .settings import Knobs, resolve, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers
 from .tasks import unknown
@@ -26,7 +28,7 @@ def one_each(
     labels:Tensor,         # As they came with the batch
     rows:int,              # N
     regression:bool=False,
-    classes:int|None=None, # C, if known; a label is then 0 to C-1, or -100, which cross entropy leaves out
+    classes:int|None=None, # C, if known; a label is then 0 to C-1, or -100, which cross entropy leaves out; not looked at in the lean form
 )->Tensor: # (N,)
     "`labels` as one for each row; a `ValueError` if they are not, or are no class numbers."
     if labels.numel()!=rows:
@@ -38,7 +40,7 @@ def one_each(
     if labels.is_floating_point():
         raise ValueError(f"labels are {labels.dtype}, and a class has a whole number; "
                          "for a regression, the student's configuration needs num_labels=1")
-    if classes and labels.is_cpu and (bad := ((labels<0) | (labels>=classes)) & (labels!=-100)).any():
+    if classes and not lean(labels) and (bad := ((labels<0) | (labels>=classes)) & (labels!=-100)).any():
         row = bad.nonzero()[0].item()
         raise ValueError(f"row {row} of a batch has the label {labels[row]}, and classes are 0 to {classes-1}")
     return labels
@@ -191,6 +193,17 @@ def check_tokens(method:Method, pair:Pair):
     raise ValueError(f"student and teacher read other tokens, and {', '.join(map(repr, names))} of this method "
                      f"compares theirs one by one; methods that need no common tokens: {', '.join(can)}")
 
+# %% ../nbs/08_methods.ipynb #weighed0
+_on_device = {} # weights that were sent to a device, last set of each
+
+def weighed(weights:list[float], values:list[Tensor])->Tensor: # Scalar
+    "Sum of `weights` times scalars; in the lean form one product, with weights that stay on the device while they are the same."
+    if not lean(values[0]): return sum(w*v for w,v in zip(weights, values))
+    v = torch.stack(values)
+    where = v.device,v.dtype
+    if _on_device.get(where, (None,))[0]!=weights: _on_device[where] = weights,v.new_tensor(weights)
+    return torch.dot(v, _on_device[where][1])
+
 # %% ../nbs/08_methods.ipynb #b0a06f2d
 class Objective(nn.Module):
     """The weighted sum of a method's terms for one pair of models.
@@ -239,4 +252,4 @@ class Objective(nn.Module):
         now = self.now(step, total)
         values = {n:self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
         if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
-        return sum(now[n]*v for n,v in values.items()), {n:v.detach() for n,v in values.items()}
+        return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from .attention import Watch, attention, check_call, in_the_open
+from .cka import lean
 from .blocks import block_kinds, blocks, check_length, depth, layer_index, miniature, plain, positions
 
 # %% ../nbs/04_passes.ipynb #15233ee4
@@ -253,7 +254,7 @@ def both_see(
     "The attention of two blocks; where one sees pairs that the other cannot, over those that both see."
     a_s,a_t = s.attentions[l_s],t.attentions[l_t]
     seen = [f.visible[l] for f,l in ((s,l_s),(t,l_t)) if l in f.visible]
-    if not seen or len(seen)==2 and torch.equal(*torch.broadcast_tensors(*seen)): return a_s,a_t
+    if not seen or len(seen)==2 and not lean(a_s) and torch.equal(*torch.broadcast_tensors(*seen)): return a_s,a_t
     on = seen[0] if len(seen)==1 else seen[0] & seen[1]
     return _share(a_s, on),_share(a_t, on)
 

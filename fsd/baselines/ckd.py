@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .internal import matched_block
-from ..cka import exact_of, float_of, gram, uncast
+from .rkd import rounding
+from ..cka import float_of, gram, lean, sums_of, uncast
 from ..losses import check_shapes, unit
 from ..terms import Method, Term, methods, soft_labels, terms
 
@@ -54,7 +55,7 @@ def _sum(loss, x_s, x_t, *args):
 # %% ../../nbs/baselines/ckd.ipynb #6745f16d
 def _log_rows(x, on):
     "Logarithm of the softmax of the cosines between the rows of `x` (b, n, D), over the entries `on`."
-    u = unit(x.to(exact_of(x)))
+    u = unit(x.to(sums_of(x)))
     cosines = u @ u.mT
     return cosines.masked_fill(~on, torch.finfo(cosines.dtype).min).log_softmax(-1)
 
@@ -71,7 +72,7 @@ def word_distance(
     """Divergence of the student's cosines between the words of a sentence, after softmax (Park et al. 2021).
 
     Inputs: hidden states of as many layers; the widths of student and teacher may differ. Over the number of pairs.
-    Cost: N·L²·D products in each layer, done again in the backward pass, in float64.
+    Cost: N·L²·D products in each layer, done again in the backward pass, in float64 on a CPU.
 
     >>> h = torch.randn(2, 5, 3)
     >>> round(abs(word_distance([h, h**2], [2*h, 3*h**2]).item()), 4) # stretched: the same cosines
@@ -97,14 +98,14 @@ def _cosines(x, around):
     """Cosine at each row of `x` (b, n, D) of the angle between any two of the rows `around` it (b, n, w), (b, n, w, w).
 
     0 where one of them is no further away than rounding."""
-    k = gram(x, dtype=exact_of(x))
+    k = gram(x, dtype=sums_of(x))
     example, row = (torch.arange(size, device=k.device) for size in k.shape[:2])
     example, row = example[:, None, None], row[:, None]
     norms, mine = k.diagonal(0, 1, 2), k[example, row, around]
     products = k[example[..., None], around[..., None], around[..., None, :]]
     products = products - mine[..., None] - mine[..., None, :] + norms[..., None, None]
     squares = products.diagonal(0, 2, 3)
-    same = squares <= 1000 * torch.finfo(k.dtype).eps * (norms.amax(1)[:, None, None] if norms.numel() else 0)
+    same = squares <= rounding(k) * (norms.amax(1)[:, None, None] if norms.numel() else 0)
     near = squares.masked_fill(same, 1).rsqrt().masked_fill(same, 0)
     return products * near[..., None] * near[..., None, :]
 
@@ -122,7 +123,7 @@ def word_angle(
     """Mean squared difference of the cosines of the angles at a word, between words around it (Park et al. 2021).
 
     Inputs: hidden states of as many layers; the widths of student and teacher may differ.
-    Cost: N·L²·D products in each layer, and N·L·`window`² numbers, in float64.
+    Cost: N·L²·D products in each layer, and N·L·`window`² numbers, in float64 on a CPU.
 
     >>> h = torch.randn(2, 5, 3)
     >>> round(word_angle([h], [2*h + 1]).item(), 4)
@@ -139,9 +140,12 @@ def word_angle(
 
 # %% ../../nbs/baselines/ckd.ipynb #7b4ce4d4
 def _tokens(layers_s, layers_t, mask):
-    "States of each token in all layers, (tokens, layers, D), of student and teacher."
+    "States of each token in all layers, (tokens, layers, D), of student and teacher, and how many tokens there are."
     s, t, token = _prepared(layers_s, layers_t, mask)
-    return (torch.stack([h[token] for h in o], 1) for o in (s, t))
+    # padding is zero in both, and adds nothing: to leave it out, it would have to be looked at
+    of = (lambda h: h.flatten(0, 1)) if lean(token) else (lambda h: h[token])
+    s, t = (torch.stack([of(h) for h in o], 1) for o in (s, t))
+    return s, t, token.sum().clamp(min=1) if lean(token) else max(1, len(s))
 
 # %% ../../nbs/baselines/ckd.ipynb #2e02be45
 def layer_distance(
@@ -151,12 +155,12 @@ def layer_distance(
 )->Tensor: # Scalar
     """Divergence of the student's cosines between the layers of a word, after softmax (Park et al. 2021).
 
-    Inputs: as `word_distance`. Over the number of pairs. Cost: N·L·D products for each pair of layers, in float64.
+    Inputs: as `word_distance`. Over the number of pairs. Cost: N·L·D products for each pair of layers, in float64 on a CPU.
     """
-    s, t = _tokens(layers_s, layers_t, mask)
-    n, layers = s.shape[:2]
+    s, t, n = _tokens(layers_s, layers_t, mask)
+    layers = s.shape[1]
     others = ~torch.eye(layers, dtype=torch.bool, device=s.device)
-    loss = _sum(_distance, s, t, others) / (max(1, n) * layers**2)
+    loss = _sum(_distance, s, t, others) / (n * layers**2)
     return loss.to(float_of(*layers_s, *layers_t))
 
 # %% ../../nbs/baselines/ckd.ipynb #8f27c1ab
@@ -167,13 +171,13 @@ def layer_angle(
 )->Tensor: # Scalar
     """Mean squared difference of the cosines of the angles between three layers of a word (Park et al. 2021).
 
-    Inputs: as `word_angle`. Cost: N·L·D products for each pair of layers, in float64.
+    Inputs: as `word_angle`. Cost: N·L·D products for each pair of layers, in float64 on a CPU.
     """
-    s, t = _tokens(layers_s, layers_t, mask)
-    n, layers = s.shape[:2]
-    around = torch.arange(layers, device=s.device).expand(n, layers, -1)
+    s, t, n = _tokens(layers_s, layers_t, mask)
+    layers = s.shape[1]
+    around = torch.arange(layers, device=s.device).expand(len(s), layers, -1)
     every = torch.ones_like(around, dtype=torch.bool)
-    return (_sum(_angle, s, t, around, every) / (max(1, n) * layers**3)).to(float_of(*layers_s, *layers_t))
+    return (_sum(_angle, s, t, around, every) / (n * layers**3)).to(float_of(*layers_s, *layers_t))
 
 # %% ../../nbs/baselines/ckd.ipynb #367bdc02
 def _contextual(loss):

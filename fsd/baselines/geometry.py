@@ -9,16 +9,15 @@ __all__ = ['unit_gram', 'roots', 'fidelity', 'procrustes', 'gram_distance']
 import torch
 from torch import Tensor
 
-from ..cka import check, exact_of, float_of, gram, home
+from ..cka import check, float_of, gram, home, sums_of
 from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/geometry.ipynb #8ca6c951
-def unit_gram(x:Tensor)->Tensor: # (n, n), float64
+def unit_gram(x:Tensor)->Tensor: # (n, n), float64 on a CPU
     "Gram matrix of `x` (n, d) centred and scaled to Frobenius length 1; 0 with zero gradient for equal rows."
     check('features must be one vector an example', x=(x, 'n d'))
-    x = home(x)
-    k = gram(x, dtype=exact_of(x))
+    k = gram(x, dtype=sums_of(x))
     trace = k.trace()
     return k / trace.masked_fill(trace==0, 1)
 
@@ -37,13 +36,14 @@ def roots(e:Tensor)->Tensor: # Same shape
 
 # %% ../../nbs/baselines/geometry.ipynb #e7ee39cb
 def fidelity(
-    k:Tensor, # Gram matrix, (n, n), float64
-    t:Tensor, # Gram matrix, (n, n), float64; no gradient
+    k:Tensor, # Gram matrix, (n, n)
+    t:Tensor, # Gram matrix, (n, n); no gradient
 )->Tensor: # Scalar
     "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y; NaN if they are not finite."
     check('Gram matrices must be square and of the same samples', k=(k, 'n n'), t=(t, 'n n'))
+    k, t = home(k), home(t.detach())
     broken = ~(k.isfinite().all() & t.isfinite().all())
-    k, t = k.nan_to_num(0, 0, 0), t.detach().nan_to_num(0, 0, 0)
+    k, t = k.nan_to_num(0, 0, 0), t.nan_to_num(0, 0, 0)
     e, v = torch.linalg.eigh(t)
     r = v * roots(e)
     return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum().masked_fill(broken, torch.nan)
@@ -57,7 +57,7 @@ def procrustes(
     """Squared distance of the examples after the best turn, centred and at Frobenius length 1 (after arXiv 2509.25253).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    Cost: N²·L·D products and three of N³ for eigenvalues, in float64.
+    Cost: N²·L·D products and three of N³ for eigenvalues, in float64 on a CPU.
 
     >>> h = torch.randn(6, 5, 3)
     >>> round(abs(procrustes(2*h.flip(-1) + 1, h).item()), 4) # turned, moved, stretched
@@ -76,7 +76,7 @@ def gram_distance(
     """Squared Frobenius distance of the Gram matrices, centred and at trace 1 (after arXiv 2509.25253).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    Cost: N²·L·D products, in float64.
+    Cost: N²·L·D products, in float64 on a CPU.
 
     >>> h = torch.randn(6, 5, 3)
     >>> round(abs(gram_distance(2*h + 1, h).item()), 4)

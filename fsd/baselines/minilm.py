@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cka import check, check_mask, float_of, uncast
+from ..cka import check, check_mask, float_of, lean, uncast
 from ..passes import both_see
 from ..terms import Term, beside_vkd, methods, terms
 
@@ -69,6 +69,35 @@ class _Relation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dl): return dl * ctx.saved_tensors[0], None, None
 
+# %% ../../nbs/baselines/minilm.ipynb #leanrel1
+def _log_relation(x, on):
+    "Logarithm of the softmax of scaled products of the rows of `x` (b, L, d), over those that are `on` (b, L) if it is given."
+    k = torch.baddbmm(x.new_empty(1, 1, 1), x, x.mT, beta=0, alpha=max(1, x.shape[-1])**-.5)
+    return (k if on is None else k.masked_fill(~on[:, None], torch.finfo(k.dtype).min)).log_softmax(-1)
+
+class _LeanRelation(torch.autograd.Function):
+    "`_Relation` of all examples at once, (N, H, L, d); `on` is None if all counts."
+    @staticmethod
+    def forward(ctx, x_s, x_t, on):
+        n, heads, length, d = x_s.shape
+        w = 1 / max(1, n * heads * length)
+        if on is not None:
+            x_s, x_t = (x.masked_fill(~on[:, None, :, None], 0) for x in (x_s, x_t))
+            w = (on / on.sum(1, keepdim=True).clamp(min=1) / max(1, n * heads))[:, None].expand(-1, heads, -1).flatten(0, 1)[..., None]
+            on = on[:, None].expand(-1, heads, -1).flatten(0, 1)
+        x = x_s.flatten(0, 1)
+        log_s, log_t = (_log_relation(o, on) for o in (x, x_t.flatten(0, 1)))
+        p = log_t.exp()
+        loss = torch.dot((p if on is None else p * w).flatten(), (log_t - log_s).flatten())
+        g = (log_s.exp_() - p) * w
+        dx = torch.baddbmm(x.new_empty(1, 1, 1), g + g.mT, x, beta=0, alpha=max(1, d)**-.5)
+        ctx.save_for_backward(dx.view(x_s.shape))
+        return loss * w if on is None else loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dl): return dl * ctx.saved_tensors[0], None, None
+
 # %% ../../nbs/baselines/minilm.ipynb #88c66a23
 def split_heads(
     x:Tensor, # (N, H, L, d)
@@ -91,7 +120,7 @@ def relation(
     """Divergence between softmax of scaled products of tokens with each other (Wang et al. 2020, 2021).
 
     Inputs: as many heads of both, or `heads`; widths may differ. Mean over heads, tokens and examples.
-    Cost: N·L²·D products for each model, one example at a time.
+    Cost: N·L²·D products for each model, one example at a time but in the lean form.
 
     >>> x = torch.randn(2, 3, 5, 4)
     >>> round(abs(relation(x.flip(-1), x).item()), 6) # the order of dimensions is free
@@ -100,8 +129,11 @@ def relation(
     if heads is not None: x_s, x_t = split_heads(x_s, heads), split_heads(x_t, heads)
     _check(x_s, x_t, mask, 'queries, keys or values', 'N H L d_s', 'N H L d_t')
     dtype, (n, _, length, _) = float_of(x_s, x_t), x_s.shape
-    on = x_s.new_ones(n, length, dtype=torch.bool) if mask is None else mask!=0
-    with uncast(x_s): return _Relation.apply(x_s.to(dtype), x_t.detach().to(dtype), on)
+    on = None if mask is None else mask!=0
+    both = x_s.to(dtype), x_t.detach().to(dtype)
+    with uncast(x_s):
+        if lean(x_s): return _LeanRelation.apply(*both, on)
+        return _Relation.apply(*both, x_s.new_ones(n, length, dtype=torch.bool) if on is None else on)
 
 # %% ../../nbs/baselines/minilm.ipynb #6c325919
 def value_relation(

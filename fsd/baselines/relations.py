@@ -12,23 +12,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import check, exact, float_of
+from ..cka import check, exact, float_of, gram, lean
 from ..losses import check_shapes, flat, unit
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/relations.ipynb #9f256ed4
+def _lean_cosines(x):
+    "Products of the rows of `x` (..., n, d) at length 1, by how far apart they are, and their lengths (..., n)."
+    r = torch.linalg.vector_norm(x, dim=-1)
+    k, on = gram(unit(x)), (r!=0).to(r) / 2
+    k = k - (k.diagonal(0, -2, -1) / 2)[..., None] - (k.diagonal(0, -2, -1) / 2)[..., None, :]
+    return k + on[..., None] + on[..., None, :], r
+
 def inner(
     x:Tensor, # Features, (..., n, d)
     unit_rows:bool=False, # Only cosines along each row: G_ij / √G_ii
-)->Tensor: # (..., n, n), float64
-    """Gram matrix without centring.
+)->Tensor: # (..., n, n), float64; float32 in the lean form, unless `x` is float64
+    """Gram matrix without centring. In the lean form a row of zeros has no gradient.
 
     >>> inner(torch.tensor([[3., 4.]]))
     tensor([[25.]], dtype=torch.float64)
     """
     check('features must have samples', x=(x, '... n d'))
-    x = exact(x)
-    return (unit(x) if unit_rows else x) @ x.mT
+    if not lean(x):
+        x = exact(x)
+        return (unit(x) if unit_rows else x) @ x.mT
+    c, r = _lean_cosines(x.to(float_of(x)))
+    return c * r[..., None, :] if unit_rows else c * r[..., None, :] * r[..., None]
 
 # %% ../../nbs/baselines/relations.ipynb #ad3499b9
 def sp(
@@ -39,7 +49,7 @@ def sp(
     """Similarity-preserving: squared difference of Gram matrices whose rows have length 1 (Tung and Mori 2019).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    Cost: N²·L·D products for each model, in float64.
+    Cost: N²·L·D products for each model, in float64 on a CPU.
 
     >>> h = torch.randn(6, 5, 3)
     >>> round(abs(sp(-2*h, h).item()), 6) # not centred: only turns and stretches are free
@@ -58,6 +68,7 @@ def cosines(x:Tensor)->Tensor: # (n, n), float64
             [0., 1.]], dtype=torch.float64)
     """
     check('features must be one vector an example', x=(x, 'n d'))
+    if lean(x): return _lean_cosines(x.to(float_of(x)))[0]
     s = inner(unit(exact(x)))
     return s - torch.diag_embed(s.diagonal() - s.diagonal().round())
 
@@ -77,7 +88,7 @@ def cckd(
     """Correlation congruence: squared difference of Gaussian kernel matrices, by their series (Peng et al. 2019).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    Cost: N²·L·D products for each model, in float64.
+    Cost: N²·L·D products for each model, in float64 on a CPU.
 
     >>> h = torch.randn(6, 5, 3)
     >>> round(cckd(2*h, h).item(), 6)
@@ -124,7 +135,7 @@ def rcka(
     check('student and teacher must give logits of one shape', logits_s=(logits_s, 'N C'), logits_t=(logits_t, 'N C'))
     if temperature is not None and not 0<temperature<math.inf:
         raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
-    z = [exact(o) for o in (logits_s, logits_t.detach())]
+    z = [o.to(float_of(logits_s, logits_t)) if lean(o) else exact(o) for o in (logits_s, logits_t.detach())]
     p = z if temperature is None else [(o / temperature).softmax(-1) for o in z]
     loss = 2 - alignment(*p, unit_rows) - alignment(*(o.mT for o in z), unit_rows)
     return loss.to(logits_s.device, float_of(logits_s, logits_t))
@@ -155,7 +166,7 @@ def pcka(
     """Patch-based alignment of the chunks of an example (after Zhou et al. 2024).
 
     Inputs: hidden states of the same examples and positions; widths may differ. Padding is zeroed.
-    Examples of one chunk are left out. Cost: N·(L/size)²·size·D products for each model, in float64.
+    Examples of one chunk are left out. Cost: N·(L/size)²·size·D products for each model, in float64 on a CPU.
 
     >>> h = torch.randn(2, 6, 3)
     >>> round(abs(pcka(-2*h, h, size=2).item()), 6)
@@ -163,7 +174,8 @@ def pcka(
     """
     check_shapes(h_s, h_t, mask)
     m = h_s.new_ones(h_s.shape[:2]) if mask is None else mask.to(h_s)
-    keep = exact((patches(m[..., None], size) > 0).any(-1).sum(-1) > 1)
+    keep = (patches(m[..., None], size) > 0).any(-1).sum(-1) > 1
+    keep = keep.to(float_of(h_s, h_t)) if lean(h_s) else exact(keep)
     c = alignment(*(patches(h.masked_fill(m[..., None] == 0, 0), size) for h in (h_s, h_t.detach())))
     return (((1 - c) * keep).sum() / keep.sum().clamp(min=1)).to(h_s.device, float_of(h_s, h_t))
 
