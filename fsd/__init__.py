@@ -24,6 +24,7 @@ _face = {name:module for module,names in {
     'squad': 'squad_scores',
     'reading': 'Reading',
     'own': 'own_data',
+    'families': 'try_encoder',
     'experiment': 'Experiment distill',
 }.items() for name in names.split()}
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['plain', 'shares_weights', 'blocks', 'depth', 'layer_index', 'block_kinds', 'positions', 'check_length', 'trimmed',
-           'classifier_name', 'seeded', 'cut', 'lower_half', 'miniature']
+           'classifier_name', 'seeded', 'has_no_numbers', 'cut', 'lower_half', 'miniature']
 
 # %% ../nbs/04_blocks.ipynb #37103755
 import copy, inspect, math, warnings
@@ -46,6 +46,8 @@ def shares_weights(model:nn.Module)->bool:
     return _stack(m) is None and len({id(b) for b in _shared(m)})<m.config.num_hidden_layers
 
 # %% ../nbs/04_blocks.ipynb #319ebb41
+_instead = 'take an encoder such as BERT, RoBERTa, DeBERTa or ModernBERT'
+
 def blocks(
     model:nn.Module, # An encoder, or a decoder that classifies; with or without a head
 )->nn.ModuleList|list[nn.Module]: # Lowest first; one of them more than once where layers are shared
@@ -57,14 +59,14 @@ def blocks(
     m = plain(model)
     name,n = type(m).__name__,getattr(m.config, 'num_hidden_layers', None)
     if getattr(m.config, 'is_encoder_decoder', False):
-        raise ValueError(f'{name} is an encoder and a decoder, and its answers come from the decoder; '
-                         'take an encoder, such as BERT, RoBERTa, DeBERTa or ModernBERT')
+        raise ValueError(f'{name} is an encoder and a decoder, and its answers come from the decoder; {_instead}')
     if n is None:
-        raise ValueError(f'the configuration of {name} does not say how many blocks it has (num_hidden_layers)')
+        raise ValueError(f'the configuration of {name} does not say how many blocks it has (num_hidden_layers); '
+                         f'{_instead}')
     if (stack := _stack(m)) is not None: return stack
     if shared := _shared(m): return shared
     raise ValueError(f'{name} has no one list of its {n} blocks that are called one after another, '
-                     'so that its layers cannot be told apart')
+                     f'so that its layers cannot be told apart; {_instead}')
 
 def depth(model:nn.Module)->int:
     "Number of blocks, as often as they are called."
@@ -156,6 +158,11 @@ def _moved(model:PreTrainedModel, keep:list[int])->dict:
         elif int(number)+1 in keep: found[f'{where}{keep.index(int(number)+1)}.{rest}'] = v
     return found
 
+# %% ../nbs/04_blocks.ipynb #meta0002
+def has_no_numbers(model:nn.Module)->bool:
+    "Whether `model`, or a part of it, is without numbers, on the meta device."
+    return any(p.is_meta for p in model.parameters())
+
 # %% ../nbs/04_blocks.ipynb #e4543ac8
 def cut(
     model:PreTrainedModel,  # A classifier, pre-trained or fine-tuned
@@ -166,7 +173,8 @@ def cut(
 
     `range(2, 13, 2)` is every other one of twelve. A `ValueError` if `keep` is all blocks, or not in order.
     Where the blocks share their weights (ALBERT), a warning says that the student has all of them:
-    it is faster, not smaller.
+    it is faster, not smaller. Another names what is drawn anew beside the classifier, as its shape depends on the
+    number of blocks (the contacts of ESM).
     """
     model,keep = plain(model),list(keep)
     n,head,name = depth(model),classifier_name(model),type(model).__name__
@@ -180,8 +188,10 @@ def cut(
     if unlike := sorted(ours.keys() ^ theirs.keys()):
         raise ValueError(f'the blocks {keep} of {name} cannot stand in this order: '
                          f'its blocks are not built alike ({unlike[0]}); keep block 1, or other blocks')
-    student.load_state_dict({k:ours[k] if k.startswith(head+'.') else v for k,v in theirs.items()})
-    return student.to(model.device).eval()
+    if other := [k for k,v in theirs.items() if v.shape!=ours[k].shape and not k.startswith(f'{head}.')]:
+        warnings.warn(f"drawn anew, as their shapes depend on the number of blocks: {', '.join(other)}")
+    student.load_state_dict({k:ours[k] if k in other or k.startswith(f'{head}.') else v for k,v in theirs.items()})
+    return (student if has_no_numbers(student) else student.to(model.device)).eval()
 
 # %% ../nbs/04_blocks.ipynb #44bcd5e1
 def lower_half(
