@@ -28,7 +28,7 @@ def _objective(method:str, student:nn.Module, teacher:nn.Module, length:int)->Ob
                 torch.randn(4, length, t.hidden_size), width_t=t.hidden_size)
     o = Objective(find_method(method), pair)
     check_pair(student, teacher, bool(o.compares_logits))
-    check_compared(o, student, teacher)
+    check_compared(o, student, teacher, length)
     return o.to(plain(student).device)
 
 # %% ../nbs/11_families.ipynb #fam00007
@@ -100,5 +100,5 @@ def try_encoder(
     names,name = list(methods if names is None else names),type(plain(model)).__name__
     try: reads,student = token_read(model),lower_half(model) if student is None else student
     except ValueError as e: return Tried(name, '', dict.fromkeys(names, str(e)))
-    batch = made_up(model, 6, 36)
+    batch = made_up(model, 4, 24)
     with seeded(0): return Tried(name, reads, {n:attempt(n, student, model, batch) for n in names})

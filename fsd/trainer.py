@@ -59,7 +59,7 @@ class DistillationTrainer(Trainer):
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
-        check_compared(self.objective, model, getattr(self.teacher, 'model', None))
+        check_compared(self.objective, model, getattr(self.teacher, 'model', None), args.max_length)
         given = kwargs.pop('data_collator', None)
         usual = None if given else paddings(model, self.teacher, args, self.objective, processing_class)
         collator,self.to_longest = usual or (given, None)
