@@ -99,7 +99,8 @@ def check_pair(
     logits:bool=True, # Whether a term compares the logits of both
 ):
     "A `ValueError` that names both sides, and the way out, if `student` cannot learn from `teacher`."
-    ours,model = logits_per_row(student, 'the student'),getattr(teacher, 'model', teacher)
+    ours = logits_per_row(student, 'the student')
+    model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, 'model', None)
     theirs = teacher.logits.shape[1] if isinstance(teacher, KeptTeacher) else ours
     if isinstance(model, nn.Module):
         theirs = logits_per_row(model, 'the teacher')
