@@ -146,8 +146,8 @@ def _check_reader(self:Design, name:str, model):
     check_words(self.tokenizer, model.config, name)
     if s.max_length>(most := positions(model)):
         raise ValueError(f"max_length={s.max_length} is longer than the {most} positions of {name}")
-    kinds = getattr(model.config, 'type_vocab_size', 2)
-    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds<2:
+    kinds = getattr(model.config, 'type_vocab_size', 2) # 0, as in DeBERTa: it does not look at them
+    if several and 'token_type_ids' in self.tokenizer.model_input_names and kinds==1:
         raise ValueError(f"{name} cannot tell two sentences apart (type_vocab_size=1), as the tokenizer does")
 
 # %% ../nbs/15_design.ipynb #ebfc3490

@@ -12,7 +12,8 @@ import torch
 from torch import nn, Tensor
 from .settings import resolve
 from .blocks import blocks, depth, layer_index, lower_half, plain, seeded
-from .passes import forward, made_up, token_read
+from .passes import forward, made_up, still, token_read
+from .models import quiet
 from .features import LiveTeacher
 from .terms import Pair
 from .methods import Objective, find_method, kinds_read, methods
@@ -94,11 +95,13 @@ def try_encoder(
 )->Tried:
     """Try one step of every method with `model` as the teacher, on made-up rows, in eval mode.
 
-    It takes seconds, and nobody's random numbers are moved. A method that does not work is told with the error that a
+    It takes seconds, and leaves models and random numbers as they were. A method that does not work is told with the error that a
     trainer, or `fsd.distill`, raises for it.
     """
     names,name = list(methods if names is None else names),type(plain(model)).__name__
-    try: reads,student = token_read(model),lower_half(model) if student is None else student
-    except ValueError as e: return Tried(name, '', dict.fromkeys(names, str(e)))
-    batch = made_up(model, 4, 24)
-    with seeded(0): return Tried(name, reads, {n:attempt(n, student, model, batch) for n in names})
+    with quiet(), seeded(0):
+        try: reads,student = token_read(model),lower_half(model) if student is None else student
+        except ValueError as e: return Tried(name, '', dict.fromkeys(names, str(e)))
+        batch = made_up(model, 4, 24)
+        with still(model), still(student):
+            return Tried(name, reads, {n:attempt(n, student, model, batch) for n in names})
