@@ -39,7 +39,8 @@ class Call:
 
     `map()` is its map and `seen()` the pairs that could be seen."""
     def __init__(self, queries, keys, values, gave, mask=None, causal=False, scale=None, made=None, scores=None):
-        self.queries,self.values,self.gave,self._made = queries,self._each(values, gave),gave,made
+        self.queries,self.values,self._made = queries,self._each(values, gave),made
+        self.gave = gave if torch.is_grad_enabled() else gave.clone() # a model may add to it (Nyströmformer)
         self.keys = None if keys is None else self._each(keys, gave)
         self._how,self._scores = (mask, scale, causal),scores
 

@@ -3,7 +3,7 @@ import copy
 import pytest, torch
 from datasets import Dataset
 from transformers import (AlbertConfig, AutoModelForSequenceClassification, BertConfig, BigBirdConfig, BloomConfig, CanineConfig, DebertaV2Config, EsmConfig, FNetConfig,
-                          LlamaConfig, ModernBertConfig, MPNetConfig, OpenAIGPTConfig, ReformerConfig, SqueezeBertConfig, XLMRobertaConfig, XLNetConfig)
+                          LlamaConfig, ModernBertConfig, MPNetConfig, NystromformerConfig, OpenAIGPTConfig, ReformerConfig, SqueezeBertConfig, XLMRobertaConfig, XLNetConfig)
 import fsd
 from fsd.baselines.minilm import minilm
 from fsd.blocks import cut, lower_half
@@ -67,7 +67,8 @@ def test_a_local_block_is_compared_over_its_window_and_has_a_gradient():
     assert torch.equal(a>0, b>0) and not torch.equal(f.attentions[2]>0, f.attentions[4]>0)
     torch.testing.assert_close(b.sum(-1), torch.ones(2, 2, 12))
 
-@pytest.mark.parametrize('config, more', [(BloomConfig, {}), (OpenAIGPTConfig, {}), (EsmConfig, dict(mask_token_id=3))], ids=['bloom', 'gpt', 'esm'])
+@pytest.mark.parametrize('config, more', [(BloomConfig, {}), (OpenAIGPTConfig, {}), (EsmConfig, dict(mask_token_id=3)),
+                                          (NystromformerConfig, dict(num_landmarks=8, segment_means_seq_len=8))], ids=['bloom', 'gpt', 'esm', 'nystromformer'])
 @pytest.mark.filterwarnings('ignore:drawn anew, as their shapes depend on the number of blocks')
 def test_an_encoder_that_is_tried_works_with_every_method_but_wid(config, more):
     tried = fsd.try_encoder(tiny(config, **more))
