@@ -123,6 +123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.blocks._stack': ('blocks.html#_stack', 'fsd/blocks.py'),
                             'fsd.blocks.block_kinds': ('blocks.html#block_kinds', 'fsd/blocks.py'),
                             'fsd.blocks.blocks': ('blocks.html#blocks', 'fsd/blocks.py'),
+                            'fsd.blocks.check_encoder': ('blocks.html#check_encoder', 'fsd/blocks.py'),
                             'fsd.blocks.check_length': ('blocks.html#check_length', 'fsd/blocks.py'),
                             'fsd.blocks.classifier_name': ('blocks.html#classifier_name', 'fsd/blocks.py'),
                             'fsd.blocks.cut': ('blocks.html#cut', 'fsd/blocks.py'),
