@@ -25,6 +25,7 @@ _face = {name:module for module,names in {
     'squad': 'squad_scores',
     'reading': 'Reading',
     'own': 'own_data',
+    'families': 'try_encoder',
     'experiment': 'Experiment distill',
     'export': 'to_onnx',
 }.items() for name in names.split()}

@@ -39,7 +39,8 @@ class Call:
 
     `map()` is its map and `seen()` the pairs that could be seen."""
     def __init__(self, queries, keys, values, gave, mask=None, causal=False, scale=None, made=None, scores=None):
-        self.queries,self.values,self.gave,self._made = queries,self._each(values, gave),gave,made
+        self.queries,self.values,self._made = queries,self._each(values, gave),made
+        self.gave = gave if torch.is_grad_enabled() else gave.clone() # a model may add to it (Nyströmformer)
         self.keys = None if keys is None else self._each(keys, gave)
         self._how,self._scores = (mask, scale, causal),scores
 
@@ -129,6 +130,7 @@ def _note_product(self:Watch, out, x, y):
 _fused = F.scaled_dot_product_attention
 _softmaxes = F.softmax, torch.softmax, Tensor.softmax
 _products = torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__
+_biased = torch.baddbmm, Tensor.baddbmm # a product and what is added to it (BLOOM)
 _scalings = torch.mul, torch.div, Tensor.mul, Tensor.div, Tensor.__mul__, Tensor.__rmul__, Tensor.__truediv__
 
 @patch
@@ -138,6 +140,9 @@ def __torch_function__(self:Watch, f, types, args=(), kwargs=None):
     if f is _fused: self._note_fused(out, *args, **(kwargs or {}))
     elif f in _softmaxes: self._note_softmax(out, args[0] if args else kwargs['input'])
     elif f in _products and len(args)==2: self._note_product(out, *args)
+    elif f in _biased:
+        kw = kwargs or {}
+        self._note_product(out, *(kw[k] if k in kw else args[i] for i,k in ((1, 'batch1'), (2, 'batch2'))))
     elif f in _scalings and len(args)==2: self._note_scaling(out, *args)
     return out
 

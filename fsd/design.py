@@ -194,8 +194,8 @@ def _rehearse(self:Design, teacher, student)->Objective:
     length_t = min(12, self.teacher_length) if self.apart else length
     memory = torch.randn(min(8, s.memory_size), length_t, self.config.hidden_size) # the real one is not there yet
     objective = Objective(self.method, self.pair(memory))
-    check_shows(student, objective.needs_s)
-    if objective.uses_teacher: check_shows(teacher, objective.needs_t)
+    check_shows(student, objective.needs_s, s.max_length)
+    if objective.uses_teacher: check_shows(teacher, objective.needs_t, self.teacher_length)
     f_s = random_features(student, objective.needs_s, rows, length)
     f_t = random_features(teacher, objective.needs_t, rows, length_t, seed=1) if objective.uses_teacher else None
     labels = torch.arange(rows)%max(2, self.task.num_labels)

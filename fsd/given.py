@@ -16,7 +16,7 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from .settings import Knobs, Settings
 from .values import allowed
 from .rows import collate, tokens
-from .blocks import check_length, depth
+from .blocks import check_length, depth, positions
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
 from .methods import Objective, check_shows, one_each
@@ -116,10 +116,16 @@ def check_arguments(
     refuse(hasattr(train_dataset, '__len__') and not len(train_dataset), "train_dataset has no rows")
 
 # %% ../nbs/10_given.ipynb #4fb968b2
-def check_compared(objective:Objective, student:nn.Module, teacher:nn.Module|None=None):
+def check_compared(
+    objective:Objective,
+    student:nn.Module,
+    teacher:nn.Module|None=None,
+    length:int=7, # Of rows, as far as both have positions
+):
     "A `ValueError` if a model cannot show what `objective` needs, or its terms cannot compare their attention."
-    s = check_shows(student, objective.needs_s)
-    t = check_shows(teacher, objective.needs_t) if isinstance(teacher, nn.Module) else None
+    length = min(length, *(positions(m) for m in (student, teacher) if isinstance(m, nn.Module)))
+    s = check_shows(student, objective.needs_s, length)
+    t = check_shows(teacher, objective.needs_t, length) if isinstance(teacher, nn.Module) else None
     if t is None: return
     t.mask = s.mask
     for name in objective.compares_attention:

@@ -143,17 +143,18 @@ def kinds_read(method:str|Method)->set[str]:
 def check_shows(
     model:nn.Module, # A classifier, perhaps without numbers
     needs:frozenset[tuple[str,int]]=frozenset(),
+    length:int=7, # Of rows
 ):
     "What `fsd.passes.check_readable` gives, or its `ValueError` with the methods that work with `model` all the same."
-    try: return check_readable(model, needs)
+    try: return check_readable(model, needs, length)
     except ValueError as e:
         check_readable(model)
-        can = {k for k in {k for k,_ in needs} | {'hidden','cls'} if _shows(model, k)}
+        can = {k for k in {k for k,_ in needs} | {'hidden','cls'} if _shows(model, k, length)}
         names = [n for n in methods if kinds_read(n)<=can and methods[n].student=='lower']
         raise ValueError(f"{e}; methods that work with this model: {', '.join(names)}") from None
 
-def _shows(model, kind):
-    try: return bool(check_readable(model, {(kind,-1)}))
+def _shows(model, kind, length):
+    try: return bool(check_readable(model, {(kind,-1)}, length))
     except ValueError: return False
 
 def reads(

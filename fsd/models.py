@@ -17,7 +17,7 @@ from safetensors import safe_open
 from tokenizers import Tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import is_protobuf_available, is_sentencepiece_available, logging
-from .blocks import lower_half, seeded
+from .blocks import check_encoder, lower_half, seeded
 from .glue import check_labels, hub_answers, hub_says
 from .tasks import find_task
 from .kept import sha256
@@ -170,7 +170,8 @@ def load_config(model:str|Path):
     except Exception as e: raise ValueError(f'{path}/config.json cannot be read: {_brief(e)}') from None
 
 def _check_head(config, task:str):
-    "A `ValueError` if `config` is that of a classifier with other labels than those of `task`."
+    "A `ValueError` if `config` is that of a classifier with other labels than those of `task`, or of no encoder."
+    if config.architectures: check_encoder(config, config.architectures[0])
     if any('SequenceClassification' in a for a in config.architectures or []): check_labels(config, task)
 
 def load_teacher(

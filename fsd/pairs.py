@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from datasets import Dataset
 from .blocks import plain
-from .passes import token_read
+from .passes import still, token_read
 from .rows import listed, row_name
 from .features import KeptTeacher
 from .words import OtherWords
@@ -25,11 +25,13 @@ def logits_per_row(
     model:nn.Module,
     who:str='the model', # For the message
 )->int: # C
-    "Logits that `model` gives a row; a `ValueError` if it gives none, or some for every token."
-    was,device = [m for m in model.modules() if m.training],next(model.parameters()).device
-    two = torch.ones(1, 2, dtype=torch.long, device=device)
-    logits = getattr(model.eval()(input_ids=two, attention_mask=two), 'logits', None)
-    for m in was: m.training = True
+    "Logits that `model` gives a row; a `ValueError` if it cannot be run, gives none, or some for every token."
+    two = torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device)
+    try:
+        with still(model): logits = getattr(model(input_ids=two, attention_mask=two), 'logits', None)
+    except Exception as e:
+        raise ValueError(f"{who}, a {type(plain(model)).__name__}, cannot be run on a row of two tokens "
+                         f"({type(e).__name__}: {e}); it needs a classifier of texts, such as BERT") from e
     if logits is None or logits.ndim!=2:
         gives = 'no logits' if logits is None else f'logits of shape {tuple(logits.shape)} for one row'
         raise ValueError(f"{who}, a {type(plain(model)).__name__}, gives {gives}; "
@@ -122,7 +124,8 @@ def check_pair(
     "A `ValueError` that names both sides, and the way out, if `student` cannot learn from `teacher`."
     same_words = not isinstance(teacher, OtherWords)
     teacher = teacher if same_words else teacher.teacher
-    ours,model = logits_per_row(student, 'the student'),getattr(teacher, 'model', teacher)
+    ours = logits_per_row(student, 'the student')
+    model = teacher if isinstance(teacher, nn.Module) else getattr(teacher, 'model', None)
     theirs = teacher.logits.shape[1] if isinstance(teacher, KeptTeacher) else ours
     if isinstance(model, nn.Module):
         theirs = logits_per_row(model, 'the teacher')

@@ -70,7 +70,7 @@ class DistillationTrainer(Trainer):
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
         shown = getattr(self.teacher, 'model', None)
-        check_compared(self.objective, model, shown)
+        check_compared(self.objective, model, shown, args.max_length)
         name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
         given = kwargs.pop('data_collator', None)
         collator,self.to_longest = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class)
