@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .forms import (LeanGram, centred_rows, check, check_mask, check_values, exact, exact_of, float_of, home, lean, lean_form,
-                       rounding, shares, sums_of, uncast)
+from .forms import LeanGram, centred_rows, check, check_values, exact_of, float_of, lean, rounding, shares, uncast
 
 # %% ../nbs/05_cka.ipynb #29616795
 def center(

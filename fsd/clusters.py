@@ -14,7 +14,7 @@ import numpy as np, torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from .cka import check
+from .forms import check
 
 # %% ../nbs/07_clusters.ipynb #45dcc7c3
 @dataclass

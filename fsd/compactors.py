@@ -16,7 +16,7 @@ from torch import nn, Tensor
 from transformers import AutoModel, PreTrainedModel
 
 from .anatomy import anatomy_of, check_whole, parts, resized, says_words, widths
-from .cka import float_of
+from .forms import float_of
 from .tasks import unknown
 from .blocks import plain
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from .analysis import estimators
-from .cka import check, exact, gram, u_center
+from .cka import gram, u_center
+from .forms import check, exact
 from .losses import flat, unit
 from .blocks import depth, layer_index
 from .passes import forward

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn, Tensor
 from transformers import AutoConfig, AutoModelForMaskedLM, DataCollatorForLanguageModeling, TrainerCallback
-from .cka import float_of
+from .forms import float_of
 from .demo import demo_rows
 from .job import Job, NonFinite, SoundTrainer, once
 from .kept import fingerprint, read_json, shown, write_json

@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from .clusters import check_budget
 from .glue import GlueData, load
-from .job import once
 from .roles import Roles
 from .kept import fingerprint
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
@@ -22,8 +21,8 @@ from .models import check_words, load_config, load_teacher, model_fingerprint, m
 from .teachers import answering
 from .own import OwnData, check_name, own_data
 from .passes import random_features
-from .settings import (Settings, check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own,
-                          of_students, of_teachers, sections_of, shared_out, that_matter)
+from .settings import (check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own, of_students,
+                          of_teachers, sections_of, shared_out, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config

@@ -16,7 +16,7 @@ from .passes import forward, made_up, still, token_read
 from .models import quiet
 from .features import LiveTeacher
 from .terms import Pair
-from .methods import Objective, find_method, kinds_read, methods
+from .methods import Objective, find_method, methods
 from .pairs import check_pair
 from .given import check_compared
 from .wid import Inheritance

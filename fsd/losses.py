@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .cka import (check, check_mask, check_values, cka_with, float_of, lean, power_of_2, raw_cka,
-                  unit_structure)
+from .cka import cka_with, power_of_2, raw_cka
+from .forms import check, check_mask, check_values, float_of, lean
 
 # %% ../nbs/06_losses.ipynb #83416e0e
 def _cross_entropy(logits, labels, smoothing=0.):

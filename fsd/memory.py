@@ -14,8 +14,8 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 
-from .cka import (check, cosine_to, exact_of, float_of, gradient_of, hsic, lean, linear_cka, structure_of, uncast,
-                     unit_structure)
+from .cka import cosine_to, gradient_of, hsic, linear_cka, structure_of, unit_structure
+from .forms import check, exact_of, float_of, lean, uncast
 from .losses import check_reduction, check_shapes, mse, similarity_loss, unit
 
 # %% ../nbs/07_memory.ipynb #68b10f9c

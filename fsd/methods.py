@@ -12,7 +12,7 @@ from dataclasses import replace
 import torch.nn.functional as F
 import torch
 from torch import nn, Tensor
-from .cka import lean
+from .forms import lean
 from .passes import check_readable
 from .settings import Knobs, resolve, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers
 from .tasks import unknown

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 from .attention import Watch, attention, check_call, in_the_open
-from .cka import lean
+from .forms import lean
 from .blocks import block_kinds, blocks, check_length, depth, has_no_numbers, layer_index, miniature, plain, positions
 
 # %% ../nbs/04_passes.ipynb #15233ee4

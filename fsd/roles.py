@@ -7,11 +7,10 @@ __all__ = ['Roles']
 
 # %% ../nbs/15_roles.ipynb #c18d3181
 from dataclasses import replace
-from pathlib import Path
 from fastcore.basics import patch
 from .blocks import positions
 from .job import Job, once
-from .models import find_model, load_config, load_tokenizer, model_fingerprint, model_name, sketch
+from .models import find_model, load_config, load_tokenizer, model_fingerprint, sketch
 from .pairs import label_names
 from .settings import Settings
 from .tasks import find_task

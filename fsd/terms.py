@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from .losses import flat
 from .settings import Knobs
-from .cka import float_of, uncast
+from .forms import float_of, uncast
 
 # %% ../nbs/08_terms.ipynb #07cf42e2
 @dataclass(frozen=True)

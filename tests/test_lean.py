@@ -4,8 +4,9 @@ import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from fsd import cka, losses
-from fsd.cka import lean_form, unit_structure
+from fsd import cka, forms, losses
+from fsd.cka import unit_structure
+from fsd.forms import lean_form
 from fsd.memory import GlobalStructure
 from fsd.methods import Objective, find_method, methods
 from fsd.passes import Features
@@ -218,11 +219,11 @@ def test_bad_numbers_stay_bad_and_padding_is_not_read():
 
 def test_the_form_goes_with_the_device():
     x = torch.ones(2)
-    assert not cka.lean(x) and cka.lean(x.to('meta'))
+    assert not forms.lean(x) and forms.lean(x.to('meta'))
     with lean_form():
-        assert cka.lean(x)
-        with lean_form(False): assert not cka.lean(x) and not cka.lean(x.to('meta'))
-    assert not cka.lean(x)
+        assert forms.lean(x)
+        with lean_form(False): assert not forms.lean(x) and not forms.lean(x.to('meta'))
+    assert not forms.lean(x)
 
 def test_the_watch_sees():
     for bad in (lambda: torch.ones(2).double(), lambda: bool(torch.ones(2).all()), lambda: torch.ones(2)[torch.tensor([True, False])], lambda: torch.ones(2).nonzero()):

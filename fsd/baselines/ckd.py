@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 
 from .internal import matched_block
 from .rkd import rounding
-from ..cka import float_of, gram, lean, sums_of, uncast
+from ..cka import gram
+from ..forms import float_of, lean, sums_of, uncast
 from ..losses import check_shapes, unit
 from ..terms import Method, Term, methods, soft_labels, terms
 

@@ -9,7 +9,8 @@ __all__ = ['unit_gram', 'roots', 'fidelity', 'procrustes', 'gram_distance']
 import torch
 from torch import Tensor
 
-from ..cka import check, float_of, gram, home, sums_of
+from ..cka import gram
+from ..forms import check, float_of, home, sums_of
 from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 

@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from fastcore.basics import patch
 from torch import nn, Tensor
-from ..cka import check, float_of
+from ..forms import check, float_of
 from ..losses import unit
 from ..passes import both_see
 from ..terms import Term, beside_vkd, between_coordinates, methods, schedules, terms

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cka import check, check_mask, float_of, lean, uncast
+from ..forms import check, check_mask, float_of, lean, uncast
 from ..passes import both_see
 from ..terms import Term, beside_vkd, methods, terms
 

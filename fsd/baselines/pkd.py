@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import check, check_mask, float_of
+from ..forms import check, check_mask, float_of
 from ..losses import flat, mse, unit
 from ..terms import Term, beside_vkd, between_coordinates, methods, positions, terms
 

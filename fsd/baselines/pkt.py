@@ -9,7 +9,7 @@ __all__ = ['choices', 'pkt']
 import torch
 from torch import Tensor
 
-from ..cka import float_of
+from ..forms import float_of
 from ..losses import check_shapes, flat
 from .relations import cosines
 from ..terms import Term, beside_vkd, between_states, methods, terms

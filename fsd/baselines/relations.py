@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..cka import check, exact, float_of, gram, lean
+from ..cka import gram
+from ..forms import check, exact, float_of, lean
 from ..losses import check_shapes, flat, unit
 from ..terms import Term, beside_vkd, between_states, methods, terms
 

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..cka import check, float_of, gram, lean, sums_of, uncast
+from ..cka import gram
+from ..forms import check, float_of, lean, sums_of, uncast
 from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
