@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
-from .features import KeptTeacher, LiveTeacher, row_hashes, row_lengths
+from .features import KeptTeacher, LiveTeacher, row_lengths
 from .passes import Features
-from .rows import collate, listed, row_idx, tokens
+from .rows import collate, listed, row_hashes, row_idx, tokens
 
 # %% ../nbs/09_words.ipynb #2dea62a4
 def _numbered(rows, whose:str)->np.ndarray:

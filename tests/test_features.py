@@ -5,8 +5,8 @@ import pytest
 import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import AutoModelForSequenceClassification, BertConfig
-from fsd.features import KeptTeacher, LiveTeacher, in_words, keep_features, row_hashes, rows_fingerprint
-from fsd.rows import collate, tokens
+from fsd.features import KeptTeacher, LiveTeacher, in_words, keep_features
+from fsd.rows import collate, row_hashes, tokens
 from fsd.kept import Damaged
 
 def bert(seed=0, **kw):
