@@ -304,8 +304,8 @@ def kept_blocks(
     "Numbers of the blocks that a student keeps; a `ValueError` if `student_layers` says another number of them."
     half = depth//2
     if s.student_blocks=='lower': return [*range(1, (s.student_layers or half)+1)]
-    if s.student_blocks!='every_other': keep = [*map(int, s.student_blocks.split())]
-    else: keep = [k*depth//half for k in range(1, half+1)]
+    every_other = s.student_blocks=='every_other'
+    keep = [k*depth//half for k in range(1, half+1)] if every_other else [*map(int, s.student_blocks.split())]
     if s.student_layers not in (None, len(keep)):
         raise ValueError(f"student_layers={s.student_layers}, but student_blocks={s.student_blocks!r} are {len(keep)} "
                          f"of {depth} blocks; leave student_layers out")
@@ -329,8 +329,7 @@ def check_fit(
         need(1<=len(keep)<=depth, 'student_layers', f"cannot be cut from a model of {counted(depth, 'block')}")
         need(len(keep)<teacher_depth, 'student_layers', f"must be below the teacher's {counted(teacher_depth, 'block')}")
     need({*keep}<={*range(1, depth+1)}, 'student_blocks', f"are not all of a model whose blocks are 1 to {depth}")
-    need(1<=len(keep)<teacher_depth, 'student_blocks',
-         f"are {len(keep)}, and must be 1 to {teacher_depth-1} as the teacher has {teacher_depth}")
+    need(1<=len(keep)<teacher_depth, 'student_blocks', f"are {len(keep)}; the teacher's {teacher_depth} allow 1 to {teacher_depth-1}")
     need(examples>0, 'holdout', "leaves no training example")
     need(not memory or s.memory_size<=examples, 'memory_size', f"is more than the {examples} training examples")
     few = memory and s.debiased and s.memory_size<4

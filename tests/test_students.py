@@ -117,7 +117,7 @@ def test_blocks_name_the_run_and_the_lower_half_goes_unsaid(outputs, tiny):
 
 @pytest.mark.parametrize('given, why', [
     (dict(student_blocks='2 9'), 'student_blocks=2 9 are not all of a model whose blocks are 1 to 4'),
-    (dict(student_blocks='1 2 3 4'), 'are 4, and must be 1 to 3 as the teacher has 4'),
+    (dict(student_blocks='1 2 3 4'), "are 4; the teacher's 4 allow 1 to 3"),
     (dict(student_blocks='3 1'), "neither lower nor every_other nor numbers of blocks from 1, each once and lowest first, such as '1 3 5'"),
     (dict(student_blocks='evry_other'), 'neither lower nor every_other'),
     (dict(student_blocks='every_other', student_layers=3), "student_layers=3, but student_blocks='every_other' are 2 of 4 blocks"),
