@@ -70,16 +70,15 @@ class DistillationTrainer(Trainer):
         check_compared(self.objective, model, shown, args.max_length)
         name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
         given = kwargs.pop('data_collator', None)
-        usual = given or paddings(model, self.teacher, args, self.objective, processing_class)
-        collator,self.to_longest = (given,None) if given else usual
+        pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
         if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)
         if classed and not given: check_labels(train_dataset, model.config.num_labels)
-        super().__init__(model, args, collator, train_dataset, processing_class=processing_class, **kwargs)
+        super().__init__(model, args, pads[0], train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
-        self.sums,self.parameter_groups,self.memory,self._origin = {},parameter_groups,memory,None
-        self.unread,self.classes = None,model.config.num_labels if classed and model.config.num_labels>1 else None
+        self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
+        self.memory,self._origin,self.classes = memory,None,model.config.num_labels*classed
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         self.add_callback(LogBeforeSave)
 
@@ -135,7 +134,7 @@ def _collating(trainer, collator):
 def _in_training(trainer):
     "Its collator, looking at labels and bringing kept features: on a device nobody asks for either."
     collator = trainer.data_collator
-    if trainer.classes: collator = Checked(collator, trainer.classes)
+    if trainer.classes>1: collator = Checked(collator, trainer.classes)
     return Taught(collator, trainer.teacher) if hasattr(trainer.teacher, 'gather') else collator
 
 @patch
