@@ -7,6 +7,7 @@ __all__ = ['DistillationTrainer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
 import copy, math, warnings
+from dataclasses import replace
 from contextlib import contextmanager
 from pathlib import Path
 import torch
@@ -26,6 +27,7 @@ from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
+from .centroids import centroids, ready
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, paddings, read_teacher)
@@ -51,7 +53,7 @@ class DistillationTrainer(Trainer):
         teacher=None,            # A model, folder, name on the hub, `KeptTeacher`, `OtherWords`, or a function with `depth`
         args:DistillationConfig|None=None,
         method:str|Method='fsd', # One whose terms do not look at a teacher needs none
-        memory:Tensor|None=None, # The teacher's centroids, (K, L, D), for methods that have one
+        memory:Tensor|None=None, # The teacher's centroids, (K, L, D), for methods that have one; made if None
         train_dataset=None,      # Rows with input_ids, attention_mask, idx, and labels where a term reads them
         processing_class=None,   # Tokenizer; saved with checkpoints, gives the padding token
         parameter_groups=None,   # `(lr, weight_decay) -> groups` of `torch.optim`, where not all weights learn alike
@@ -62,7 +64,7 @@ class DistillationTrainer(Trainer):
         check_student(model, self.method)
         check_memory(memory)
         if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
-        pair = as_pair(model, teacher, args, memory, train_dataset)
+        pair = ready(self.method, as_pair(model, teacher, args, memory, train_dataset), teacher, train_dataset)
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
@@ -78,7 +80,7 @@ class DistillationTrainer(Trainer):
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
         self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
-        self.memory,self._origin,self.classes = memory,None,model.config.num_labels*classed
+        self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         self.add_callback(LogBeforeSave)
 
@@ -151,12 +153,23 @@ def get_test_dataloader(self:DistillationTrainer, test_dataset):
     with _collating(self, self.to_longest or self.data_collator):
         return super(DistillationTrainer, self).get_test_dataloader(test_dataset)
 
+# %% ../nbs/10_trainer.ipynb #ce47aa00
+@patch
+def remember(self:DistillationTrainer):
+    "Make or find the centroids that the method looks at, if none were given."
+    if self.memory is not None or self.pair.memory is None: return
+    a,pad = self.args,getattr(self.processing_class, 'pad_token_id', None) or self.model.config.pad_token_id or 0
+    self.memory = centroids(self.teacher, self.train_dataset, self.pair, a.output_dir, pad, a.device)
+    self.pair = replace(self.pair, memory=self.memory)
+    self.objective = Objective(self.method, self.pair).to(a.device)
+
 # %% ../nbs/10_trainer.ipynb #17157656
 @patch
 def train(self:DistillationTrainer,
     resume_from_checkpoint:bool|str|None=None, # `True` for the newest whole checkpoint, if there is any
     *args, **kwargs):
     "Train, from the beginning or from a checkpoint that verifies and is of this training."
+    self.remember()
     folder = self.to_resume(resume_from_checkpoint) if resume_from_checkpoint else None
     self._origin = None
     # a graph compiled for another method watches other layers, and nothing else tells them apart
