@@ -81,8 +81,9 @@ def check_student(
                          "the small steps of training; load it with dtype=torch.float32, and for speed set bf16=True "
                          "in the DistillationConfig")
     if method and method.student=='inherited' and not hasattr(model, 'selection'):
-        raise ValueError(f"the method {method.says!r} trains a model that shrinks: pass an `fsd.Inheritance`'s model, "
-                         "it among the callbacks, and its parameter_groups")
+        raise ValueError("a student that inherits its weights is its teacher, which shrinks: take w = fsd.Inheritance(teacher), "
+                         "DistillationTrainer(w.model, teacher, args, method, callbacks=[w], "
+                         "parameter_groups=w.parameter_groups, …), and w.finish() after train()")
 
 # %% ../nbs/10_given.ipynb #0c1a1790
 def check_memory(memory):
@@ -112,6 +113,8 @@ def check_arguments(
     refuse(compute_loss_func, "compute_loss_func would replace the method's loss; "
                               "add a term of your own to a Method (see fsd.methods)")
     refuse(parameter_groups and optimizers[0], "both optimizers and parameter_groups are given; pass one of them")
+    refuse(not (parameter_groups is None or callable(parameter_groups)),
+           "parameter_groups is a function, (lr, weight_decay) -> groups; for a list of groups, pass optimizers")
     refuse(args.max_grad_norm is None, "max_grad_norm=None is not a number; 0 clips nothing")
     refuse(hasattr(train_dataset, '__len__') and not len(train_dataset), "train_dataset has no rows")
 
