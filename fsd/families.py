@@ -110,6 +110,12 @@ def try_encoder(
     It takes seconds, and leaves models and random numbers as they were. A method that does not work is told with the error that a
     trainer, or `fsd.distill`, raises for it.
     A `TypeError` if a model is not loaded, a `ValueError` if it has no classifier or a method is unknown.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> try_encoder(BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=4)), names=['fsd', 'minilm'])
+    BertForSequenceClassification, whose classifier reads the first token
+    2 of 2 methods work: fsd minilm
     """
     names = [names] if isinstance(names, str) else list(methods if names is None else names)
     _check_asked(model, student, names)
