@@ -464,6 +464,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fsd.families': { 'fsd.families.Tried': ('families.html#tried', 'fsd/families.py'),
                               'fsd.families.Tried.__repr__': ('families.html#tried.__repr__', 'fsd/families.py'),
                               'fsd.families.Tried.works': ('families.html#tried.works', 'fsd/families.py'),
+                              'fsd.families._check_asked': ('families.html#_check_asked', 'fsd/families.py'),
                               'fsd.families._loss': ('families.html#_loss', 'fsd/families.py'),
                               'fsd.families._objective': ('families.html#_objective', 'fsd/families.py'),
                               'fsd.families._unreached': ('families.html#_unreached', 'fsd/families.py'),

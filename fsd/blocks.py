@@ -143,7 +143,7 @@ def classifier_name(model:PreTrainedModel)->str:
     maps = {k:x for k,x in m.named_modules() if isinstance(x, nn.Linear) and id(x) not in inside}
     heads = [k for k,x in maps.items() if x.out_features==m.config.num_labels]
     if 'SequenceClassification' not in type(m).__name__ or not heads:
-        raise ValueError(f'{type(m).__name__} has no classifier; load it with load_teacher')
+        raise ValueError(f'{type(m).__name__} has no classifier; load it with AutoModelForSequenceClassification')
     return heads[-1]
 
 # %% ../nbs/04_blocks.ipynb #17cf5035
@@ -191,6 +191,8 @@ def cut(
     >>> cut(big, range(2, 5, 2)).config.num_hidden_layers
     2
     """
+    if not isinstance(keep, Iterable):
+        raise TypeError(f"keep={keep!r} must list the blocks that the student keeps, such as keep=[1, 2]")
     model,keep = plain(model),list(keep)
     n,head,name = depth(model),classifier_name(model),type(model).__name__
     if not 1<=len(keep)<n or keep!=sorted({*keep} & {*range(1, n+1)}):

@@ -87,18 +87,39 @@ class Tried:
                 f"{len(self.works)} of {len(self.found)} methods work: {' '.join(self.works)}"]
         return '\n'.join([*told, *(f"not {', '.join(names)}: {why}" for why,names in whys.items())])
 
+# %% ../nbs/11_families.ipynb #fam0000p
+def _check_asked(model, student, names:Iterable[str]):
+    "A `TypeError` for what is no model, a `ValueError` for one without a classifier or for an unknown method."
+    how = 'load it with AutoModelForSequenceClassification'
+    for key,m in dict(model=model, student=student).items():
+        if m is None and key=='student': continue
+        if not isinstance(m, nn.Module): raise TypeError(f"{key}={m!r} is no model; {how}.from_pretrained")
+        name,bare = type(plain(m)).__name__,getattr(plain(m), 'base_model', None) is plain(m)
+        if bare or student is None and 'SequenceClassification' not in name:
+            raise ValueError(f'{name} has no classifier; {how}')
+    for n in names: find_method(n)
+
 # %% ../nbs/11_families.ipynb #fam0000g
 def try_encoder(
     model:nn.Module,             # A classifier, loaded
     student:nn.Module|None=None, # That it is to teach; its own lower half if None
-    names:Iterable[str]|None=None, # Of methods; all if None
+    names:str|Iterable[str]|None=None, # Of a method or of several; all if None
 )->Tried:
     """Try one step of every method with `model` as the teacher, on made-up rows, in eval mode.
 
     It takes seconds, and leaves models and random numbers as they were. A method that does not work is told with the error that a
     trainer, or `fsd.distill`, raises for it.
+    A `TypeError` if a model is not loaded, a `ValueError` if it has no classifier or a method is unknown.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
+    >>> try_encoder(BertForSequenceClassification(BertConfig(**tiny, num_hidden_layers=4)), names=['fsd', 'minilm'])
+    BertForSequenceClassification, whose classifier reads the first token
+    2 of 2 methods work: fsd minilm
     """
-    names,name = list(methods if names is None else names),type(plain(model)).__name__
+    names = [names] if isinstance(names, str) else list(methods if names is None else names)
+    _check_asked(model, student, names)
+    name = type(plain(model)).__name__
     with quiet(), seeded(0):
         try: reads,student = token_read(model),lower_half(model) if student is None else student
         except ValueError as e: return Tried(name, '', dict.fromkeys(names, str(e)))

@@ -140,7 +140,7 @@ def centred_rows(
     return (x - mean) * on, mean, w
 
 def rounding(k, mean, weighted):
-    "The length, (b, 1, 1), below which the matrix `k` of samples of this `mean` is the rounding of its features."
+    "The norm, (b, 1, 1), below which the matrix `k` of samples of this `mean` is the rounding of its features."
     n = k.shape[-1]
     share = (4 * torch.finfo(k.dtype).eps)**2 * (n**-.5 if weighted else n**.5)
     return torch.baddbmm(mean.new_empty(1, 1, 1), mean, mean.mT, beta=0, alpha=share)

@@ -19,7 +19,8 @@ from .rows import collate, listed, row_hashes, row_idx, tokens
 def _numbered(rows, whose:str)->np.ndarray:
     "The `idx` of each of `rows`; a `ValueError` unless all have one of their own."
     if (idx := row_idx(rows)) is None:
-        raise ValueError(f"the {whose} rows have no idx, which tells that rows in other tokens are the same; number them")
+        raise ValueError(f"the {whose} rows have no idx, by which rows in other tokens are known to be the same; "
+                         "add a column idx=0, 1, … that gives a row the same number in both tokens")
     if len(set(idx.tolist()))<len(idx): raise ValueError(f"several of the {whose} rows have one idx; number them anew")
     return idx
 
@@ -36,6 +37,14 @@ class OtherWords:
     """A teacher that reads the student's rows in tokens of its own, called as any: `teacher(batch) -> Features`.
 
     The mask of its features, and their length, are those of its own rows. A `ValueError` for a row that it does not have.
+
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> tiny = dict(hidden_size=8, num_attention_heads=2, intermediate_size=16, num_hidden_layers=2)
+    >>> model = BertForSequenceClassification(BertConfig(**tiny, vocab_size=16))
+    >>> mine,its = ([dict(input_ids=ids, attention_mask=[1]*len(ids), idx=0)] for ids in ([7], [3, 9]))
+    >>> teacher = OtherWords(LiveTeacher(model, {('hidden', 1)}, 'masked'), its, mine)
+    >>> teacher({k:torch.tensor([v]) for k,v in mine[0].items()} | dict(idx=torch.tensor([0]))).hidden[1].shape
+    torch.Size([1, 2, 8])
     """
     def __init__(self,
         teacher:KeptTeacher|LiveTeacher,
@@ -43,6 +52,9 @@ class OtherWords:
         students,                 # The same rows in the student's tokens; both are numbered by `idx`
         max_length:int|None=None, # Positions of a live teacher's rows, where padding takes part
     ):
+        if not isinstance(teacher, KeptTeacher|LiveTeacher):
+            raise TypeError(f"a {type(teacher).__name__} is no teacher yet; "
+                            "wrap it: fsd.LiveTeacher(model, needs, padding)")
         self.teacher,self.rows = teacher,listed(rows)
         self.needs,self.padding,self.depth,self.width = teacher.needs,teacher.padding,teacher.depth,teacher.width
         pad,length = _padding(teacher, max_length)
