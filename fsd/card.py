@@ -18,7 +18,7 @@ from torch import nn
 from .blocks import depth, plain, positions
 from .kept import atomic
 from .methods import find_term, methods, reads
-from .models import packaged
+from .models import model_name, packaged
 from .own import example
 from .runs import Run
 from .settings import Knobs, of_own
@@ -231,12 +231,20 @@ def no_result(
     return ' '.join([*why, f'It is a trial ({cut}), so it comes without scores.'])
 
 # %% ../nbs/15_card.ipynb #94c00acb
+def _models(exp)->dict:
+    "The models that were asked for, by names that say nothing of this machine."
+    found = dict(model=exp.source, teacher=exp.teacher_source, student_model=exp.student_source)
+    return {k:hub_name(v) or model_name(v) for k,v in found.items() if getattr(exp.settings, k) not in (None,'auto')}
+
+def _from_hub(exp)->bool: return exp.data.source=='own' and 'Hugging Face hub' in exp.data.origin
+
 def again(exp)->str:
     "The call that makes the student of `exp` again."
-    s,own = exp.settings,exp.data.source=='own'
-    where = 'frame' if s.data=='memory' else repr(Path(s.data).name if Path(os.path.expanduser(s.data)).exists() else s.data)
-    told = {**({'data':where} if own or s.data=='demo' else {}), **({'model':repr(exp.name)} if s.model!='auto' else {}),
-            'seed':s.seed, **{k:repr(v) for k,v in exp.overrides.items()}}
+    s,models = exp.settings,_models(exp)
+    data = s.data if _from_hub(exp) else os.path.basename(os.path.abspath(os.path.expanduser(s.data)))
+    where = 'frame' if s.data=='memory' else repr(data)
+    told = {**({'data':where} if exp.data.source=='own' or s.data=='demo' else {}), **{k:repr(v) for k,v in models.items()},
+            'seed':s.seed, **{k:repr(v) for k,v in exp.overrides.items() if k not in models}}
     return f"fsd.distill({s.task!r}, {s.method!r}, {', '.join(f'{k}={v}' for k,v in told.items())})"
 
 # %% ../nbs/15_card.ipynb #af526ad0
@@ -245,14 +253,14 @@ _hidden = ('task','method','device','changed by hand','record','loss')
 def _settings(exp, run)->dict:
     "What was set, in words, and every setting that made a difference."
     s,words = exp.settings,{k:v for k,v in exp.summary().items() if k not in _hidden}
-    given = {k:getattr(s, k) for k in sorted(exp.reads) if k not in ('student_model', *of_own)}
+    given = {k:_models(exp).get(k, getattr(s, k)) for k in sorted(exp.reads) if k not in of_own}
     return words | {'data':run.record['data']['where'], 'all that matter':', '.join(f'{k}={v}' for k,v in given.items() if v is not None)}
 
 def _dataset(exp)->tuple:
     "The data on the hub that an experiment's scores are of; nothing where they are elsewhere."
     t,s = exp.task,exp.settings
     if exp.kind=='runs': return 'nyu-mll/glue', t.name, f'GLUE {t.folder}'
-    if exp.data.source!='own' or 'Hugging Face hub' not in exp.data.origin: return ()
+    if not _from_hub(exp): return ()
     name,_,config = s.data.partition(':')
     return name, config or None, name
 
