@@ -21,7 +21,7 @@ from .methods import find_term, methods, reads
 from .models import model_name, packaged
 from .own import example
 from .runs import Run
-from .settings import Knobs, of_own
+from .settings import Knobs, of_own, of_teachers
 from .tasks import with_split
 from .terms import Method
 
@@ -250,10 +250,16 @@ def again(exp)->str:
 # %% ../nbs/15_card.ipynb #af526ad0
 _hidden = ('task','method','device','changed by hand','record','loss')
 
+def _never_read(exp)->set:
+    "Settings of a teacher's training where the teacher was given; its seed draws held-out rows and centroids all the same."
+    if not exp.settings.teacher: return set()
+    return {*of_teachers} - ({'teacher_seed'} if exp.held or exp.needs_memory else set())
+
 def _settings(exp, run)->dict:
     "What was set, in words, and every setting that made a difference."
     s,words = exp.settings,{k:v for k,v in exp.summary().items() if k not in _hidden}
-    given = {k:_models(exp).get(k, getattr(s, k)) for k in sorted(exp.reads) if k not in of_own}
+    names = exp.reads - {*of_own} - _never_read(exp)
+    given = {k:_models(exp).get(k, getattr(s, k)) for k in sorted(names)}
     return words | {'data':run.record['data']['where'], 'all that matter':', '.join(f'{k}={v}' for k,v in given.items() if v is not None)}
 
 def _dataset(exp)->tuple:

@@ -38,3 +38,11 @@ def test_a_model_and_a_folder_of_data_go_by_their_names(outputs, away):
     for name,part in dict(train=rows[:200], validation=rows[200:]).items(): part.to_csv(away/f'reviews/{name}.csv', index=False)
     line = again(Experiment('mine', 'vkd', away/'reviews', model=str(away/'small'), **short))
     assert "data='reviews', model='small', seed=0, " in line and 'secret_dir' not in line
+
+@pytest.mark.parametrize('method, more, seeded', [('vkd', {}, False), ('vkd', dict(holdout=.2), True), ('fsd', {}, True)])
+def test_a_training_that_never_took_place_is_not_told_of(outputs, away, method, more, seeded):
+    exp = Experiment('mine', method, away/'mine.csv', teacher=str(away/'rob'), model=str(away/'small'), **short, **more)
+    exp.run()
+    text = (exp.student_folder/'README.md').read_text()
+    assert ' student_init=pretrained,' in text and 'teacher_epochs' not in text and 'teacher_lr' not in text
+    assert ('teacher_seed=42' in text)==seeded, 'it draws held-out rows and centroids'
