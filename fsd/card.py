@@ -231,21 +231,44 @@ def no_result(
     return ' '.join([*why, f'It is a trial ({cut}), so it comes without scores.'])
 
 # %% ../nbs/15_card.ipynb #94c00acb
-def _models(exp)->dict:
-    "The models that were asked for, by names that say nothing of this machine."
+def _asked(exp)->dict:
+    "The models that were asked for."
     found = dict(model=exp.source, teacher=exp.teacher_source, student_model=exp.student_source)
-    return {k:hub_name(v) or model_name(v) for k,v in found.items() if getattr(exp.settings, k) not in (None,'auto')}
+    return {k:v for k,v in found.items() if getattr(exp.settings, k) not in (None,'auto')}
 
-def _from_hub(exp)->bool: return exp.data.source=='own' and 'Hugging Face hub' in exp.data.origin
+def _models(exp)->dict:
+    "Their names, which say nothing of this machine."
+    return {k:hub_name(v) or model_name(v) for k,v in _asked(exp).items()}
+
+def _is_own(exp, where:str)->bool:
+    "Whether the data are one's own and from `where`: `memory`, `hub` or `here`."
+    if exp.data.source!='own': return False
+    if exp.settings.data=='memory': return where=='memory'
+    return where==('hub' if 'Hugging Face hub' in exp.data.origin else 'here')
+
+def _data(exp)->str:
+    "The name of a file or a folder without its path; other data as they were asked for."
+    s = exp.settings
+    return os.path.basename(os.path.abspath(os.path.expanduser(s.data))) if _is_own(exp, 'here') else s.data
+
+# %% ../nbs/15_card.ipynb #5b1f0c7e
+def _asks_for(exp)->str:
+    "What has to be where the line is called, as a comment; empty if nothing."
+    lie = [model_name(v) for v in _asked(exp).values() if not hub_name(v)]
+    lie = dict.fromkeys([_data(exp), *lie] if _is_own(exp, 'here') else lie)
+    columns = ', '.join(map(repr, exp.task.official)) if _is_own(exp, 'memory') else ''
+    said = [f'frame: the data as they were in memory, with the columns {columns}'] if columns else []
+    if lie: said.append(f"{' and '.join(lie)}: in the folder where this is called")
+    return f"  # {'; '.join(said)}" if said else ''
 
 def again(exp)->str:
-    "The call that makes the student of `exp` again."
+    "The call that makes the student of `exp` again, and what it asks for."
     s,models = exp.settings,_models(exp)
-    data = s.data if _from_hub(exp) else os.path.basename(os.path.abspath(os.path.expanduser(s.data)))
-    where = 'frame' if s.data=='memory' else repr(data)
-    told = {**({'data':where} if exp.data.source=='own' or s.data=='demo' else {}), **{k:repr(v) for k,v in models.items()},
-            'seed':s.seed, **{k:repr(v) for k,v in exp.overrides.items() if k not in models}}
-    return f"fsd.distill({s.task!r}, {s.method!r}, {', '.join(f'{k}={v}' for k,v in told.items())})"
+    given = exp.data.source=='own' or s.data=='demo'
+    data = dict(data='frame' if _is_own(exp, 'memory') else repr(_data(exp))) if given else {}
+    more = models | dict(seed=s.seed) | {k:v for k,v in exp.overrides.items() if k not in models}
+    words = ', '.join(f'{k}={v}' for k,v in (data | {k:repr(v) for k,v in more.items()}).items())
+    return f'fsd.distill({s.task!r}, {s.method!r}, {words}){_asks_for(exp)}'
 
 # %% ../nbs/15_card.ipynb #af526ad0
 _hidden = ('task','method','device','changed by hand','record','loss')
@@ -266,7 +289,7 @@ def _dataset(exp)->tuple:
     "The data on the hub that an experiment's scores are of; nothing where they are elsewhere."
     t,s = exp.task,exp.settings
     if exp.kind=='runs': return 'nyu-mll/glue', t.name, f'GLUE {t.folder}'
-    if not _from_hub(exp): return ()
+    if not _is_own(exp, 'hub'): return ()
     name,_,config = s.data.partition(':')
     return name, config or None, name
 

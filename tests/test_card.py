@@ -46,3 +46,11 @@ def test_a_training_that_never_took_place_is_not_told_of(outputs, away, method, 
     text = (exp.student_folder/'README.md').read_text()
     assert ' student_init=pretrained,' in text and 'teacher_epochs' not in text and 'teacher_lr' not in text
     assert ('teacher_seed=42' in text)==seeded, 'it draws held-out rows and centroids'
+
+def test_the_line_says_what_it_asks_for(outputs, away):
+    def line(data, **more): return again(Experiment('mine', 'vkd', data, **short, **more))
+    small = str(away/'small')
+    assert line(away/'mine.csv', model=small).endswith(')  # mine.csv and small: in the folder where this is called')
+    assert ', data=frame, ' in (found := line(pd.read_csv(example), model=small))
+    assert found.endswith("  # frame: the data as they were in memory, with the columns 'review', 'sentiment'; small: in the folder where this is called")
+    assert '#' not in again(Experiment('wnli', 'vkd', 'demo', **short))
