@@ -187,6 +187,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'fsd.card._made': ('card.html#_made', 'fsd/card.py'),
                           'fsd.card._models': ('card.html#_models', 'fsd/card.py'),
                           'fsd.card._never_read': ('card.html#_never_read', 'fsd/card.py'),
+                          'fsd.card._not_above': ('card.html#_not_above', 'fsd/card.py'),
                           'fsd.card._opening': ('card.html#_opening', 'fsd/card.py'),
                           'fsd.card._results': ('card.html#_results', 'fsd/card.py'),
                           'fsd.card._said_of': ('card.html#_said_of', 'fsd/card.py'),

@@ -109,6 +109,15 @@ def _opening(c:Told)->str:
             f"{f' ({rows})' if rows else ''} by {called(c.method)}: {says}. {by}")
 
 # %% ../nbs/15_card.ipynb #7501a677
+def _not_above(c:Told)->str:
+    "A sentence on who is not above the majority, and by which score; empty if both are everywhere."
+    most = {(split,m):v for split,o in c.scores.get('majority', {}).items() for m,v in o.items()}
+    def where(who):
+        return [f'{m} on {split}' for split,o in c.scores.get(who, {}).items() for m,v in o.items()
+                if (split,m) in most and not v>most[split,m]]
+    found = [f"the {who} ({', '.join(w)})" for who in ('student','teacher') if (w := where(who))]
+    return f"Not above the majority {'are' if len(found)>1 else 'is'} {' and '.join(found)}." if found else ''
+
 def _scores(c:Told)->str:
     if c.last_logged:
         rows = [[k, f'{v:.4g}'] for k,v in c.last_logged.items()]
@@ -120,7 +129,7 @@ def _scores(c:Told)->str:
     agree = [f'On {100*v:.1f} % of {s} it answers as its teacher does.' for s,v in c.agreement.items()]
     note = 'Percent, after the last epoch, on rows that were not learned from; *majority* always says the most frequent label.'
     table = _table(['split','metric','student','teacher','majority'], rows)
-    return '\n\n'.join(['## Scores', table, ' '.join([note, *agree])])
+    return '\n\n'.join(['## Scores', table, ' '.join(filter(None, [note, _not_above(c), *agree]))])
 
 # %% ../nbs/15_card.ipynb #0c011dad
 def _use(c:Told)->str:
