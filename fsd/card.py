@@ -18,10 +18,10 @@ from torch import nn
 from .blocks import depth, plain, positions
 from .kept import atomic
 from .methods import find_term, methods, reads
-from .models import packaged
+from .models import model_name, packaged
 from .own import example
 from .runs import Run
-from .settings import Knobs, of_own
+from .settings import Knobs, of_own, of_teachers
 from .tasks import with_split
 from .terms import Method
 
@@ -109,6 +109,15 @@ def _opening(c:Told)->str:
             f"{f' ({rows})' if rows else ''} by {called(c.method)}: {says}. {by}")
 
 # %% ../nbs/15_card.ipynb #7501a677
+def _not_above(c:Told)->str:
+    "A sentence on who is not above the majority, and by which score; empty if both are everywhere."
+    most = {(split,m):v for split,o in c.scores.get('majority', {}).items() for m,v in o.items()}
+    def where(who):
+        return [f'{m} on {split}' for split,o in c.scores.get(who, {}).items() for m,v in o.items()
+                if (split,m) in most and not v>most[split,m]]
+    found = [f"the {who} ({', '.join(w)})" for who in ('student','teacher') if (w := where(who))]
+    return f"Not above the majority {'are' if len(found)>1 else 'is'} {' and '.join(found)}." if found else ''
+
 def _scores(c:Told)->str:
     if c.last_logged:
         rows = [[k, f'{v:.4g}'] for k,v in c.last_logged.items()]
@@ -120,7 +129,7 @@ def _scores(c:Told)->str:
     agree = [f'On {100*v:.1f} % of {s} it answers as its teacher does.' for s,v in c.agreement.items()]
     note = 'Percent, after the last epoch, on rows that were not learned from; *majority* always says the most frequent label.'
     table = _table(['split','metric','student','teacher','majority'], rows)
-    return '\n\n'.join(['## Scores', table, ' '.join([note, *agree])])
+    return '\n\n'.join(['## Scores', table, ' '.join(filter(None, [note, _not_above(c), *agree]))])
 
 # %% ../nbs/15_card.ipynb #0c011dad
 def _use(c:Told)->str:
@@ -231,28 +240,65 @@ def no_result(
     return ' '.join([*why, f'It is a trial ({cut}), so it comes without scores.'])
 
 # %% ../nbs/15_card.ipynb #94c00acb
+def _asked(exp)->dict:
+    "The models that were asked for."
+    found = dict(model=exp.source, teacher=exp.teacher_source, student_model=exp.student_source)
+    return {k:v for k,v in found.items() if getattr(exp.settings, k) not in (None,'auto')}
+
+def _models(exp)->dict:
+    "Their names, which say nothing of this machine."
+    return {k:hub_name(v) or model_name(v) for k,v in _asked(exp).items()}
+
+def _is_own(exp, where:str)->bool:
+    "Whether the data are one's own and from `where`: `memory`, `hub` or `here`."
+    if exp.data.source!='own': return False
+    if exp.settings.data=='memory': return where=='memory'
+    return where==('hub' if 'Hugging Face hub' in exp.data.origin else 'here')
+
+def _data(exp)->str:
+    "The name of a file or a folder without its path; other data as they were asked for."
+    s = exp.settings
+    return os.path.basename(os.path.abspath(os.path.expanduser(s.data))) if _is_own(exp, 'here') else s.data
+
+# %% ../nbs/15_card.ipynb #5b1f0c7e
+def _asks_for(exp)->str:
+    "What has to be where the line is called, as a comment; empty if nothing."
+    lie = [model_name(v) for v in _asked(exp).values() if not hub_name(v)]
+    lie = dict.fromkeys([_data(exp), *lie] if _is_own(exp, 'here') else lie)
+    columns = ', '.join(map(repr, exp.task.official)) if _is_own(exp, 'memory') else ''
+    said = [f'frame: the data as they were in memory, with the columns {columns}'] if columns else []
+    if lie: said.append(f"{' and '.join(lie)}: in the folder where this is called")
+    return f"  # {'; '.join(said)}" if said else ''
+
 def again(exp)->str:
-    "The call that makes the student of `exp` again."
-    s,own = exp.settings,exp.data.source=='own'
-    where = 'frame' if s.data=='memory' else repr(Path(s.data).name if Path(os.path.expanduser(s.data)).exists() else s.data)
-    told = {**({'data':where} if own or s.data=='demo' else {}), **({'model':repr(exp.name)} if s.model!='auto' else {}),
-            'seed':s.seed, **{k:repr(v) for k,v in exp.overrides.items()}}
-    return f"fsd.distill({s.task!r}, {s.method!r}, {', '.join(f'{k}={v}' for k,v in told.items())})"
+    "The call that makes the student of `exp` again, and what it asks for."
+    s,models = exp.settings,_models(exp)
+    given = exp.data.source=='own' or s.data=='demo'
+    data = dict(data='frame' if _is_own(exp, 'memory') else repr(_data(exp))) if given else {}
+    more = models | dict(seed=s.seed) | {k:v for k,v in exp.overrides.items() if k not in models}
+    words = ', '.join(f'{k}={v}' for k,v in (data | {k:repr(v) for k,v in more.items()}).items())
+    return f'fsd.distill({s.task!r}, {s.method!r}, {words}){_asks_for(exp)}'
 
 # %% ../nbs/15_card.ipynb #af526ad0
 _hidden = ('task','method','device','changed by hand','record','loss')
 
+def _never_read(exp)->set:
+    "Settings of a teacher's training where the teacher was given; its seed draws held-out rows and centroids all the same."
+    if not exp.settings.teacher: return set()
+    return {*of_teachers} - ({'teacher_seed'} if exp.held or exp.needs_memory else set())
+
 def _settings(exp, run)->dict:
     "What was set, in words, and every setting that made a difference."
     s,words = exp.settings,{k:v for k,v in exp.summary().items() if k not in _hidden}
-    given = {k:getattr(s, k) for k in sorted(exp.reads) if k not in ('student_model', *of_own)}
+    names = exp.reads - {*of_own} - _never_read(exp)
+    given = {k:_models(exp).get(k, getattr(s, k)) for k in sorted(names)}
     return words | {'data':run.record['data']['where'], 'all that matter':', '.join(f'{k}={v}' for k,v in given.items() if v is not None)}
 
 def _dataset(exp)->tuple:
     "The data on the hub that an experiment's scores are of; nothing where they are elsewhere."
     t,s = exp.task,exp.settings
     if exp.kind=='runs': return 'nyu-mll/glue', t.name, f'GLUE {t.folder}'
-    if exp.data.source!='own' or 'Hugging Face hub' not in exp.data.origin: return ()
+    if not _is_own(exp, 'hub'): return ()
     name,_,config = s.data.partition(':')
     return name, config or None, name
 

@@ -1,6 +1,7 @@
 """A student elsewhere: what `to_onnx` hands to torch's exporter, and what it says where the packages for it are not."""
-import logging
+import ast, json, logging
 import pytest, torch
+from conftest import root
 from fsd.export import to_onnx
 
 def test_what_is_not_installed_is_said_first(monkeypatch, tiny_bert):
@@ -16,3 +17,9 @@ def test_the_exporter_is_told_that_rows_and_length_are_open(monkeypatch, tiny_be
     axes = told['dynamic_shapes']['input_ids']
     assert [axes[0].__name__, axes[1].max]==['rows', 64], 'as many tokens as the model has positions'
     assert logging.root.manager.disable==logging.NOTSET, 'logging is as it was'
+
+def test_the_chapter_uses_onnxruntime_only_where_it_is_installed():
+    cells = [''.join(c['source']) for c in json.loads((root/'nbs/15_export.ipynb').read_text(encoding='utf8'))['cells'] if c['cell_type']=='code']
+    def uses(tree): return any('onnxruntime' in (getattr(n, 'id', ''), getattr(n, 'name', '')) for n in ast.walk(tree))
+    found = [o for s in cells for o in ast.parse(s).body if uses(o)]
+    assert len(found)==2 and all(isinstance(o, ast.If) and ast.unparse(o.test)=='there' for o in found)

@@ -1,0 +1,56 @@
+"The card of a student: its scores as they are, and nothing in it of the machine that it was made on."
+import shutil
+from pathlib import Path
+import pandas as pd
+import pytest, torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from fsd.card import again
+from fsd.experiment import Experiment
+from fsd.own import example
+
+@pytest.fixture
+def away(tmp_path, tiny_bert)->Path:
+    "A folder of nobody's business: a classifier of reviews, an encoder, and the reviews."
+    folder = tmp_path/'secret_dir'
+    shutil.copytree(tiny_bert, folder/'small')
+    BertTokenizerFast.from_pretrained(tiny_bert).save_pretrained(folder/'rob')
+    names,words = dict(enumerate(('negative','positive'))),len((tiny_bert/'vocab.txt').read_text().split('\n'))
+    torch.manual_seed(1)
+    BertForSequenceClassification(BertConfig(vocab_size=words, hidden_size=16, num_hidden_layers=4, num_attention_heads=2,
+        intermediate_size=32, max_position_embeddings=64, id2label=names)).save_pretrained(folder/'rob')
+    shutil.copy(example, folder/'mine.csv')
+    return folder
+
+short = dict(max_length=32, memory_size=8, batch_size=64, epochs=1, lr=1e-3, max_steps=2)
+
+def test_where_models_and_data_lie_stays_here(outputs, away):
+    exp = Experiment('mine', 'vkd', away/'mine.csv', teacher=str(away/'rob'), student_model=str(away/'small'), **short)
+    exp.run()
+    text = (exp.student_folder/'README.md').read_text()
+    assert 'secret_dir' not in text and str(away.parent) not in text
+    row = next(l for l in text.split('\n') if l.startswith('| all that matter |'))
+    assert all(w in row for w in (' student_model=small,', ' teacher=rob,'))
+    assert "fsd.distill('mine', 'vkd', data='mine.csv', teacher='rob', student_model='small', seed=0, " in text
+
+def test_a_model_and_a_folder_of_data_go_by_their_names(outputs, away):
+    (away/'reviews').mkdir()
+    rows = pd.read_csv(example)
+    for name,part in dict(train=rows[:200], validation=rows[200:]).items(): part.to_csv(away/f'reviews/{name}.csv', index=False)
+    line = again(Experiment('mine', 'vkd', away/'reviews', model=str(away/'small'), **short))
+    assert "data='reviews', model='small', seed=0, " in line and 'secret_dir' not in line
+
+@pytest.mark.parametrize('method, more, seeded', [('vkd', {}, False), ('vkd', dict(holdout=.2), True), ('fsd', {}, True)])
+def test_a_training_that_never_took_place_is_not_told_of(outputs, away, method, more, seeded):
+    exp = Experiment('mine', method, away/'mine.csv', teacher=str(away/'rob'), model=str(away/'small'), **short, **more)
+    exp.run()
+    text = (exp.student_folder/'README.md').read_text()
+    assert ' student_init=pretrained,' in text and 'teacher_epochs' not in text and 'teacher_lr' not in text
+    assert ('teacher_seed=42' in text)==seeded, 'it draws held-out rows and centroids'
+
+def test_the_line_says_what_it_asks_for(outputs, away):
+    def line(data, **more): return again(Experiment('mine', 'vkd', data, **short, **more))
+    small = str(away/'small')
+    assert line(away/'mine.csv', model=small).endswith(')  # mine.csv and small: in the folder where this is called')
+    assert ', data=frame, ' in (found := line(pd.read_csv(example), model=small))
+    assert found.endswith("  # frame: the data as they were in memory, with the columns 'review', 'sentiment'; small: in the folder where this is called")
+    assert '#' not in again(Experiment('wnli', 'vkd', 'demo', **short))
