@@ -13,6 +13,7 @@ from fsd import own, runs
 from fsd.experiment import Experiment
 from fsd.files import read_table
 from fsd.glue import scores
+from fsd.models import check_folder
 from fsd.own import example, made_up_reviews, own_data
 from fsd.report import beside_siblings, outdated, results
 from fsd.rows import collate, tokenise
@@ -352,6 +353,9 @@ def tiny_own(tiny): return {k:v for k,v in tiny.items() if k not in ('data','tra
 
 def test_a_file_is_distilled_and_the_same_rows_in_memory_find_the_run(tiny_own, outputs, capsys):
     run = fsd.distill('mine', 'fsd', data=example, **tiny_own)
+    assert capsys.readouterr().out.startswith("read as: text: 'review'; label: 'sentiment', negative or positive; measured:"), 'what was guessed is said'
+    assert (run.student_folder.parent, run.student_folder.name.startswith('mine-'))==(outputs/'students', True)
+    with pytest.raises(ValueError, match=f'is the folder of a run, and its student is in {run.student_folder}'): check_folder(run.folder)
     assert run.folder.parent==outputs/'own'/'mine'/'fsd' and (run.kind, run.source)==('own','own')
     for scores in (run.scores, run.teacher, run.best, run.record['scores']['majority']):
         assert {split:tuple(o) for split,o in scores.items()}==dict(validation=('accuracy','f1'))
