@@ -14,6 +14,7 @@ from .experiment import Experiment
 from .methods import find_method, methods
 from .settings import Settings
 from .tasks import task_names, unknown
+from .values import unknown_parameter
 
 # %% ../nbs/20_command.ipynb #b7261ce8
 class _Once(HelpFormatter):
@@ -44,7 +45,7 @@ def experiment(
         if run.task and run.task not in task_names and not run.data: raise unknown('task', run.task, task_names)
         if run.method: find_method(run.method)
         given,rest = parser.parse_known_args(args)
-        if rest: raise unknown('parameter', rest[0].lstrip('-').partition('=')[0], Settings.__dataclass_fields__)
+        if rest: raise unknown_parameter(rest[0].lstrip('-').partition('=')[0], Settings.__dataclass_fields__)
         return Experiment(**vars(given))
     except (ValueError,OSError) as e: parser.error(str(e))
 

@@ -67,8 +67,11 @@ def guess_texts(table:Table, label:str|None=None)->tuple[str,...]:
 def guess_label(table:Table, texts:tuple[str,...])->str:
     "The column that holds the label, by its name, else by what it holds."
     rest = [c for c in table.columns if c not in texts]
-    return _one(table, [c for c in rest if _plain(c) in label_columns]
-                or [c for c in rest if looks(table.columns[c])[0] in ('numbers','words')], 'label')
+    if named := [c for c in rest if _plain(c) in label_columns]: return _one(table, named, 'label')
+    held = {c:looks(table.columns[c])[0] for c in rest}
+    found = [c for c,kind in held.items() if kind in ('numbers','words')]
+    each = all(len(set(map(str, table.columns[c])))==len(table) for c in found) # another one in each row, as a row's number is
+    return _one(table, found+[c for c,kind in held.items() if kind=='empty' and each], 'label')
 
 # %% ../nbs/02_columns.ipynb #d9a77761
 def columns_of(
@@ -146,6 +149,7 @@ def word_of(label:str|float)->str:
 def label_names_of(
     labels:Sequence, # Of all splits, words or numbers, without empty ones
     kind:str|None=None, # 'classes' or 'scores'; guessed if None
+    column:str='label', # Where they come from, for the error
 )->tuple[str,...]: # Names of classes 0, 1, …; empty for scores
     "What the labels are called, in their order."
     if kind not in (None,'classes','scores'): raise unknown('kind', kind, ('classes','scores'))
@@ -155,8 +159,9 @@ def label_names_of(
         return tuple(found)
     whole = all(x.is_integer() for x in found)
     if kind is None and whole and len(found)>20:
-        raise ValueError(f"labels are {len(found)} whole numbers from {found[0]:g} to {found[-1]:g}: "
-                         "say kind='scores' or kind='classes'")
+        raise ValueError(f"column {column!r}: {len(found)} whole numbers from {found[0]:g} to {found[-1]:g}: "
+                         "say kind='scores' or kind='classes' to fsd.own_data and pass what it gives as data; "
+                         "or name the label with label=")
     if kind=='scores' or kind is None and not whole: return ()
     return tuple(map(word_of, found))
 

@@ -16,7 +16,7 @@ from .card import told_of, write_card
 from .clusters import kmeans, released_memory
 from .design import Design, weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
-from .job import once
+from .job import in_lines, once
 from .kept import need_space, read_json, shown, write_json
 from .models import load_teacher, model_name
 from .probe import Probe
@@ -228,7 +228,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|OtherWords|None:
         print('features: the teacher runs in every step', flush=True)
         return self._told_apart(LiveTeacher(self.teacher, needs, s.padding, precision=s.precision))
     found = self.kept_features(needs)
-    print(f'features: {counted(len(found), "row")} of {sorted(found.needs) or "logits"} in {shown(found.folder)}', flush=True)
+    print(f'features: {counted(len(found), "row")} of {found.words} in {shown(found.folder)}', flush=True)
     self.seconds['features'] = time.time()-start
     return self._told_apart(found)
 
@@ -355,10 +355,18 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
         probe=training.get('probe', []),
         history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
 
+# %% ../nbs/15_experiment.ipynb #gues0002
+@patch
+def guessed(self:Experiment)->dict:
+    "Those parts of the summary that nobody said in so many words; nothing for a teacher made here on a task of GLUE."
+    if not (self.data.source=='own' or self.settings.teacher or self.apart): return {}
+    return {k:v for k,v in self.summary().items() if k in ('read as','teacher','model','words')}
+
 # %% ../nbs/15_experiment.ipynb #c28b346a
 @patch
 def recorded(self:Experiment)->runs.Run:
     "Distil, evaluate, and write the card of the student and the record."
+    if said := self.guessed(): print(in_lines(said), flush=True)
     training = read_json(self.student_folder/'training.json')
     t,s = self.on_teacher,self.evaluate(self.student)
     found,pixels = self.analyse(t, s)

@@ -194,6 +194,11 @@ def _layers(model, needs)->tuple[list[int],list[int]]:
 def _kinds(layers, cls)->str:
     return ' and '.join(['logits', *(f'layer {l}' for l in layers), *(f'what the classifier reads of layer {l}' for l in cls)])
 
+@patch(as_prop=True)
+def words(self:KeptTeacher)->str:
+    "What is kept of each row."
+    return _kinds(*([l for k,l in sorted(self.needs) if k==kind] for kind in ('hidden','cls')))
+
 # %% ../nbs/09_features.ipynb #6ec99e59
 def keep_features(
     model:PreTrainedModel,  # The teacher, fine-tuned, on the device it is to run on

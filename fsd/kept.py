@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['outputs', 'shown', 'plain', 'fingerprint', 'atomic', 'write_json', 'read_json', 'Damaged', 'sha256', 'seal', 'verify',
-           'kept', 'need_space', 'newest_valid']
+           'kept', 'find_kept', 'need_space', 'newest_valid']
 
 # %% ../nbs/01_kept.ipynb #f7086c80
 import hashlib, json, os, re, shutil
@@ -237,6 +237,14 @@ def kept(
             _fsync(there.parent)
         finally: _tidy(there)
     return folder
+
+# %% ../nbs/01_kept.ipynb #kept1002
+def find_kept(
+    kind:str, # Of what is kept, such as 'students'
+    mark:str, # Its fingerprint, with which its folder's name ends
+)->Path|None: # In `outputs()`; `None` if it is not there
+    "The folder of that fingerprint."
+    return next((p for p in (outputs()/kind).glob(f'*-{mark}') if p.is_dir()), None)
 
 # %% ../nbs/01_kept.ipynb #ff81dbf4
 def need_space(

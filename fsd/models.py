@@ -20,7 +20,7 @@ from transformers.utils import is_protobuf_available, is_sentencepiece_available
 from .blocks import check_encoder, lower_half, seeded
 from .glue import check_labels, hub_answers, hub_says
 from .tasks import find_task
-from .kept import sha256
+from .kept import find_kept, read_json, sha256
 
 # %% ../nbs/04_models.ipynb #64de3565
 def _weights(path:Path)->list[Path]:
@@ -37,6 +37,12 @@ def _brief(e:Exception)->str:
     return re.split(r'\n|(?<=[a-z`])\. ', str(e).strip())[0] or type(e).__name__
 
 # %% ../nbs/04_models.ipynb #7fc2af24
+def _of_run(path:Path)->str:
+    "Where the student of a run is, if that is what `path` is the folder of."
+    if not (path/'run.json').is_file(): return ''
+    student = find_kept('students', read_json(path/'run.json').get('fingerprint'))
+    return f'; it is the folder of a run, and its student is in {student}' if student else '; it is the folder of a run'
+
 def check_folder(path:Path|str)->Path:
     """`path` as a `Path`, if it holds a `config.json` and whole weights; else a `ValueError`.
 
@@ -46,7 +52,7 @@ def check_folder(path:Path|str)->Path:
     weights = _weights(path)
     there = {'config.json':(path/'config.json').is_file(), 'model.safetensors or pytorch_model.bin':weights}
     lacks = [what for what,found in there.items() if not found]
-    if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}")
+    if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}{_of_run(path)}")
     for f in weights:
         try: _open(f)
         except pickle.UnpicklingError:

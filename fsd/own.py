@@ -255,7 +255,7 @@ def _labelled(found, texts, label, kind):
         if not part['label'].notna().any():
             raise ValueError(f"{part['at'].iloc[0]} and all rows after it have no label in column {label!r}")
     labels = rows['label'].dropna()
-    names = label_names_of(labels, kind)
+    names = label_names_of(labels, kind, label)
     names = brought or names
     if names: rows['label'] = labels.map(word_of)
     return rows.astype(object).where(rows.notna(), None), names

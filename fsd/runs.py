@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 import numpy as np
 from fastcore.basics import patch
-from .kept import Damaged, atomic, fingerprint, outputs, plain, read_json, sha256, write_json
+from .kept import Damaged, atomic, find_kept, fingerprint, outputs, plain, read_json, sha256, write_json
 
 # %% ../nbs/12_runs.ipynb #9c4a98d5
 kinds = ('runs', 'own', 'demo', 'trials')
@@ -95,6 +95,12 @@ class Run:
     def teacher(self)->dict: return self.record['scores']['teacher']
     @property
     def best(self)->dict: return self.record['best']
+    @property
+    def student_folder(self)->Path:
+        "The student, an ordinary checkpoint of transformers; a `FileNotFoundError` if it is not there any more."
+        if found := find_kept('students', self.record.get('fingerprint')): return found
+        raise FileNotFoundError(f'the student of {self.folder} is not in {outputs()/"students"}; '
+                                'remove the folder of the run and run again to make it anew')
 
 # %% ../nbs/12_runs.ipynb #8d8c4e01
 def _write_npz(path:Path, arrays:dict):

@@ -15,7 +15,7 @@ from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
 from .tasks import counted, task_names, unknown
-from .values import Checked, allowed, from_ini, kinds, parse, read_settings, rules, setting
+from .values import Checked, allowed, from_ini, kinds, parse, read_settings, rules, setting, unknown_parameter
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
@@ -264,7 +264,7 @@ def made(
     "Settings of one run, all checked: `[DEFAULT]` < `sections` < `params`."
     ini,own = _usual_file() if ini is None else check_file(ini),{f.name:f for f in fields(cls)}
     for name in params:
-        if name not in own: raise unknown('parameter', name, sorted(own))
+        if name not in own: raise unknown_parameter(name, sorted(own))
     given = {k:v for k,v in params.items() if v is not None or 'required' in rules[own[k]]}
     usual = _laid(cls, ini, sections())
     s = cls(**usual | given)
@@ -331,9 +331,9 @@ def check_fit(
     need({*keep}<={*range(1, depth+1)}, 'student_blocks', f"are not all of a model whose blocks are 1 to {depth}")
     need(1<=len(keep)<teacher_depth, 'student_blocks', f"are {len(keep)}; the teacher's {teacher_depth} allow 1 to {teacher_depth-1}")
     need(examples>0, 'holdout', "leaves no training example")
-    need(not memory or s.memory_size<=examples, 'memory_size', f"is more than the {examples} training examples")
-    few = memory and s.debiased and s.memory_size<4
-    need(not few, 'memory_size', "is too small for debiased CKA, which takes 4")
+    need(not memory or s.memory_size<=examples, 'memory_size',
+         f"is more than the {examples} training examples; set memory_size to {examples} or less")
+    need(not (memory and s.debiased and s.memory_size<4), 'memory_size', "is too small for debiased CKA, which takes 4")
 
 # %% ../nbs/00_settings.ipynb #64784df5
 def overrides(

@@ -48,13 +48,14 @@ def unknown(
     what:str, # Kind of thing that `name` should name
     name, # What was given
     valid, # Names that are known, in the order in which they are listed
+    near:str|None=None, # The one that is meant, where that is known
 )->ValueError: # To be raised by the caller
     """The error for a `name` that is not among `valid`, with the nearest that is, whatever its capitals and signs.
 
     >>> unknown('method', 'FSD-I', ('nods','fsd','fsd_i'))
     ValueError("unknown method 'FSD-I'; did you mean 'fsd_i'? Known: nods, fsd, fsd_i")
     """
-    near = nearest(name, valid)
+    near = near or nearest(name, valid)
     guess = f"; did you mean {near!r}?" if near else '.'
     return ValueError(f"unknown {what} {name!r}{guess} Known: {', '.join(valid)}")
 

@@ -13,6 +13,7 @@ from fsd import own, runs
 from fsd.experiment import Experiment
 from fsd.files import read_table
 from fsd.glue import scores
+from fsd.models import check_folder
 from fsd.own import example, made_up_reviews, own_data
 from fsd.report import beside_siblings, outdated, results
 from fsd.rows import collate, tokenise
@@ -238,7 +239,9 @@ BROKEN = { # name of the file, its text, what is said
     'no label':('a.csv', 'text,label\na,\nb,\n', "a.csv:2 and all rows after it have no label in column 'label'"),
     'no label column':('a.csv', 'text\na\nb\n', 'a.csv: no column is known to be the label; name it with label='),
     'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'stars' or 'score'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
-    'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "30 whole numbers from 0 to 29: say kind='scores' or kind='classes'"),
+    'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "column 'score': 30 whole numbers from 0 to 29: say kind='scores' or kind='classes' to fsd.own_data and pass what it gives as data; or name the label with label="),
+    'an empty label beside row numbers':('a.csv', 'Nr.,review,sentiment\n'+''.join(f'{i},Text {i}.,\n' for i in range(30)), "a.csv:2 and all rows after it have no label in column 'sentiment'"),
+    'an empty column beside row numbers':('a.csv', 'Nr.,review,mood\n'+''.join(f'{i},Text {i}.,\n' for i in range(30)), "a.csv: the label could be 'Nr.' or 'mood'; name it with label=(?s:.*)\n  mood: nothing"),
     'a spreadsheet':('a.xlsx', 'PK', 'a.xlsx: a file ends in .csv, .*save a sheet as CSV')}
 
 @pytest.mark.parametrize('fault', BROKEN)
@@ -350,6 +353,9 @@ def tiny_own(tiny): return {k:v for k,v in tiny.items() if k not in ('data','tra
 
 def test_a_file_is_distilled_and_the_same_rows_in_memory_find_the_run(tiny_own, outputs, capsys):
     run = fsd.distill('mine', 'fsd', data=example, **tiny_own)
+    assert capsys.readouterr().out.startswith("read as: text: 'review'; label: 'sentiment', negative or positive; measured:"), 'what was guessed is said'
+    assert (run.student_folder.parent, run.student_folder.name.startswith('mine-'))==(outputs/'students', True)
+    with pytest.raises(ValueError, match=f'is the folder of a run, and its student is in {run.student_folder}'): check_folder(run.folder)
     assert run.folder.parent==outputs/'own'/'mine'/'fsd' and (run.kind, run.source)==('own','own')
     for scores in (run.scores, run.teacher, run.best, run.record['scores']['majority']):
         assert {split:tuple(o) for split,o in scores.items()}==dict(validation=('accuracy','f1'))
