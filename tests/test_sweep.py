@@ -206,8 +206,8 @@ def glue(tmp_path_factory):
 def kept(glue, outputs, monkeypatch):
     "The kept records alone, without students and teachers, as on a machine that has their data."
     for kind in ('runs','trials'): shutil.copytree(root/'outputs'/kind, outputs/kind, ignore=shutil.ignore_patterns('*.npz'))
-    found = runs.find(kind='runs')+runs.find(kind='trials')
-    data = {o.task:o.record['data']['fingerprint'] for o in found}
+    found = runs.find(kind='trials')+runs.find(kind='runs')
+    data = {o.task:o.record['data']['fingerprint'] for o in found} # results last: notebooks that were tested leave trials of demo data
     monkeypatch.setenv('FSD_GLUE', str(glue))
     monkeypatch.setattr(GlueData, 'fingerprint', property(lambda self: data.get(self.task.name)))
     monkeypatch.setattr(GlueData, 'complete', True)
