@@ -14,7 +14,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 from .blocks import blocks
-from .methods import kinds_read, methods
+from .methods import working
 from .models import quiet
 from .passes import check_readable
 
@@ -60,20 +60,14 @@ anatomies = {
     'mpnet': Anatomy('MPNet', **_roberta | _mpnet, by_head='encoder.relative_attention_bias')}
 
 # %% ../nbs/11_anatomy.ipynb #c1e1e014
-def _shows(model, kind:str)->bool:
-    "Whether `kind`, such as 'attentions', can be read from a model."
-    try: return bool(check_readable(model, {(kind,-1)}))
-    except ValueError: return False
-
 def _instead(config)->str:
     "Methods that work with a model whose weights cannot be inherited."
     try:
         with quiet(), torch.device('meta'): model = AutoModelForSequenceClassification.from_config(config)
         with torch.device('cpu'): # whoever asks may be making a model without numbers
             check_readable(model)
-            can = {k for k in ('hidden','cls','attentions','queries','keys','values') if _shows(model, k)}
+            return ', '.join(working(model, {'hidden','cls','attentions','queries','keys','values'}))
     except ValueError: return 'none'
-    return ', '.join(n for n,m in methods.items() if m.student=='lower' and kinds_read(n)<=can)
 
 def anatomy_of(
     config, # Of a model

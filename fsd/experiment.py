@@ -13,7 +13,7 @@ import numpy as np, pandas as pd, torch
 from fastcore.basics import patch
 from . import analysis, compare, glue, runs
 from .card import told_of, write_card
-from .clusters import kmeans, released_memory
+from .centroids import clustered
 from .design import Design, weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .job import in_lines, once
@@ -241,10 +241,8 @@ def _told_apart(self:Experiment, teacher:KeptTeacher|LiveTeacher)->KeptTeacher|L
 @patch
 def _cluster(self:Experiment, folder:Path):
     "Cluster what the teacher says, and write centroids and what became of the rows into `folder`."
-    s,where = self.settings,'cpu' if self.settings.memory_procedure=='released' else self.device
-    x = self.kept_features({('hidden', self.layer)}).flat(self.layer, where)
-    if s.memory_procedure=='released': found = released_memory(x, s.memory_size, seed=s.teacher_seed)
-    else: found = kmeans(x, s.memory_size, seed=s.teacher_seed, budget=s.memory_budget*1e6, device=where)
+    s,kept = self.settings,self.kept_features({('hidden', self.layer)})
+    found = clustered(kept, self.layer, s, self.device, s.teacher_seed)
     np.save(folder/'centroids.npy', found.centroids.numpy())
     write_json(folder/'clusters.json', dict(inertia=found.inertia, counts=found.counts.tolist()))
 

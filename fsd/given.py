@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'paddings', 'Checked']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'Checked']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
@@ -218,6 +218,10 @@ def as_teacher(teacher, objective, args):
     return teacher
 
 # %% ../nbs/10_given.ipynb #26c38c0c
+def pad_of(model:nn.Module, tokenizer=None)->int:
+    "The token that rows are padded with: the tokenizer's, or without one the model's."
+    return tokenizer.pad_token_id if tokenizer else model.config.pad_token_id or 0
+
 def paddings(
     model:nn.Module,
     teacher,    # As a function of batches
@@ -226,7 +230,7 @@ def paddings(
     tokenizer=None,
 )->tuple: # For training, and for evaluation
     "How rows become batches; a `ValueError` if a model would read padding, or has fewer positions than `max_length`."
-    pad = tokenizer.pad_token_id if tokenizer else model.config.pad_token_id or 0
+    pad = pad_of(model, tokenizer)
     taught_by,longest = getattr(teacher, 'model', model),collate(pad)
     for who,m in (('the student', model), ('the teacher', taught_by)): check_padding(m, pad, who)
     if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (longest,)*2

@@ -30,7 +30,7 @@ from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
-                       check_memory, check_student, paddings, read_teacher)
+                       check_memory, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
 class DistillationTrainer(Trainer):
@@ -158,7 +158,7 @@ def get_test_dataloader(self:DistillationTrainer, test_dataset):
 def remember(self:DistillationTrainer):
     "Make or find the centroids that the method looks at, if none were given."
     if self.memory is not None or self.pair.memory is None: return
-    a,pad = self.args,getattr(self.processing_class, 'pad_token_id', None) or self.model.config.pad_token_id or 0
+    a,pad = self.args,pad_of(self.model, self.processing_class)
     self.memory = centroids(self.teacher, self.train_dataset, self.pair, a.output_dir, pad, a.device)
     self.pair = replace(self.pair, memory=self.memory)
     self.objective = Objective(self.method, self.pair).to(a.device)
