@@ -15,7 +15,8 @@ os.environ |= dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='
                    PYTHONPATH=os.pathsep.join(filter(None, (str(root), os.environ.get('PYTHONPATH')))))
 
 import pytest, torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from datasets import Dataset
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 torch.set_num_threads(1)
 
@@ -37,6 +38,18 @@ def device(request, monkeypatch)->torch.device:
     if not torch.accelerator.is_available(): pytest.skip('there is no GPU')
     monkeypatch.delenv('ACCELERATE_USE_CPU')
     return torch.accelerator.current_accelerator()
+
+def little(layers, seed=0, kind=BertForSequenceClassification, **kw):
+    "A random BERT, 16 wide, of 60 words and 16 positions, in eval mode."
+    torch.manual_seed(seed)
+    usual = dict(vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
+    return kind(BertConfig(**usual | kw)).eval()
+
+def sentences(n):
+    "Rows of 4 to 12 of its tokens."
+    g = torch.Generator().manual_seed(n)
+    ids = [torch.randint(5, 60, (4+i%9,), generator=g).tolist() for i in range(n)]
+    return Dataset.from_dict(dict(input_ids=ids, attention_mask=[[1]*len(i) for i in ids], labels=[sum(i)%2 for i in ids], idx=list(range(n))))
 
 @pytest.fixture(scope='session')
 def tiny_bert(tmp_path_factory)->Path:

@@ -1,33 +1,21 @@
 "A training step as it is on a GPU: nobody waits for its numbers, and what is promised of a bad one holds all the same."
 import math, warnings
 from collections import Counter
-from contextlib import suppress
 from pathlib import Path
 import pytest, torch
-from datasets import Dataset
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from conftest import little as tiny, sentences
 from fsd.features import LiveTeacher, keep_features
 from fsd.forms import lean_form
 from fsd.given import DistillationConfig
 from fsd.job import NonFinite
 from fsd.kept import verify
-from fsd.methods import find_method
 from fsd.rows import collate
 from fsd.trainer import DistillationTrainer
 
-def tiny(layers, seed=0, **kw):
-    torch.manual_seed(seed)
-    usual = dict(vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
-    return BertForSequenceClassification(BertConfig(**usual | kw)).eval()
-
-def sentences(n=48):
-    g = torch.Generator().manual_seed(n)
-    ids = [torch.randint(5, 60, (4+i%9,), generator=g).tolist() for i in range(n)]
-    return Dataset.from_dict(dict(input_ids=ids, attention_mask=[[1]*len(i) for i in ids], labels=[sum(i)%2 for i in ids], idx=list(range(n))))
-
-rows,memory = sentences(),torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0))
+rows,memory = sentences(48),torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def on_a_device(monkeypatch):

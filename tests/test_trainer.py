@@ -5,7 +5,8 @@ import pytest, torch
 from datasets import Dataset, Value
 from safetensors.torch import load_file
 from torch.utils.data import IterableDataset, Subset
-from transformers import BertConfig, BertForMaskedLM, BertForQuestionAnswering, BertForSequenceClassification, BertModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import BertForMaskedLM, BertForQuestionAnswering, BertModel, Trainer, TrainerCallback, TrainingArguments
+from conftest import little as tiny, sentences
 from fsd.features import LiveTeacher, keep_features
 from fsd.rows import collate
 from fsd.kept import seal, verify
@@ -16,17 +17,7 @@ from fsd.job import NonFinite
 from fsd.given import DistillationConfig
 from fsd.trainer import DistillationTrainer
 
-def tiny(layers, kind=BertForSequenceClassification, seed=0, **kw):
-    torch.manual_seed(seed)
-    usual = dict(vocab_size=60, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
-    return kind(BertConfig(**usual | kw)).eval()
-
-def sentences(n=24):
-    g = torch.Generator().manual_seed(n)
-    ids = [torch.randint(5, 60, (4+i%9,), generator=g).tolist() for i in range(n)]
-    return Dataset.from_dict(dict(input_ids=ids, attention_mask=[[1]*len(i) for i in ids], labels=[sum(i)%2 for i in ids], idx=list(range(n))))
-
-rows,memory = sentences(),torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0))
+rows,memory = sentences(24),torch.randn(5, 16, 16, generator=torch.Generator().manual_seed(0))
 several = rows.remove_columns('labels').add_column('labels', [[float(i%2), float(i%3==0), 1.] for i in range(24)])
 
 @pytest.fixture(scope='module')
@@ -68,8 +59,8 @@ def test_structures_alone_can_be_learned_from_a_teacher_with_other_labels(make):
 
 @pytest.mark.parametrize('kind, words', [(BertModel, 'a BertModel, gives no logits'), (BertForQuestionAnswering, 'gives no logits'), (BertForMaskedLM, r'logits of shape \(1, 2, 60\) for one row')])
 def test_a_model_without_a_classifier_of_rows_is_no_teacher_and_no_student(make, kind, words):
-    with pytest.raises(ValueError, match=f'the teacher, .*{words.split(", ")[-1]}'): make(teacher=tiny(3, kind))
-    with pytest.raises(ValueError, match='the student, .*classifier of whole rows'): make(student=tiny(2, kind))
+    with pytest.raises(ValueError, match=f'the teacher, .*{words.split(", ")[-1]}'): make(teacher=tiny(3, kind=kind))
+    with pytest.raises(ValueError, match='the student, .*classifier of whole rows'): make(student=tiny(2, kind=kind))
 
 def test_a_student_that_would_move_its_teacher_is_refused(make, teacher):
     def borrowing():
@@ -96,7 +87,7 @@ def test_a_teacher_folder_is_read_in_float32_and_needs_its_classifier(make, teac
     copy.deepcopy(teacher).half().save_pretrained(tmp_path/'half')
     t = make(teacher=tmp_path/'half')
     assert {p.dtype for p in t.teacher.model.parameters()}=={torch.float32}
-    tiny(3, BertModel).save_pretrained(tmp_path/'bare')
+    tiny(3, kind=BertModel).save_pretrained(tmp_path/'bare')
     with pytest.raises(ValueError, match='lacks classifier.bias, classifier.weight'): make(teacher=str(tmp_path/'bare'))
     with pytest.warns(UserWarning, match='the teacher runs in torch.float16, as it was given'): make(teacher=copy.deepcopy(teacher).half())
 
