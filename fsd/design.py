@@ -34,7 +34,7 @@ class Design(Roles):
 
     A `ValueError` says what cannot be meant or does not fit; nothing is computed, and nothing written.
     """
-    alone = 'an experiment','start one per GPU for different seeds or tasks, or use DistillationTrainer'
+    alone = None
 
     def __init__(self,
         task:str='wnli',    # GLUE task, or a name for data of your own

@@ -150,6 +150,7 @@ class Reach:
 
     def all(self, loss:Tensor, model:nn.Module)->Tensor:
         "`loss`, with a gradient of 0 at the parameters of `model` that it does not look at."
+        if not several(): return loss
         found = reached(loss)
         self.found |= found
         missed = [p for p in model.parameters() if p.requires_grad and id(p) not in found]
@@ -157,6 +158,7 @@ class Reach:
 
     def forget(self, model:nn.Module):
         "No gradient where no loss had one since last time, so that the optimizer leaves these parameters as they are."
+        if not several(): return
         for p in model.parameters():
             if id(p) not in self.found: p.grad = None
         self.found = set()
@@ -181,7 +183,7 @@ def check_processes(args):
                          "which learns outside the student's forward pass; leave it out")
     args.ddp_find_unused_parameters = False
     wrong = [k for k,v in dict(split_batches=False, even_batches=True).items() if getattr(args.accelerator_config, k)!=v]
-    if several() and wrong: raise ValueError(f"accelerator_config: leave {wrong[0]} out; rows are shared evenly here")
+    if args.world_size>1 and wrong: raise ValueError(f"accelerator_config: leave {wrong[0]} out; rows are shared evenly here")
 
 def differ(seed:int):
     "Other random numbers in every process, for dropout; the first has those that it would have alone."

@@ -29,7 +29,7 @@ from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .together import Reach, Whole, check_processes, differ, rows_of_last
-from .processes import several
+from .processes import by_first, several
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -63,6 +63,7 @@ class DistillationTrainer(Trainer):
     ):
         self.method,args = find_method(method) if isinstance(method, str) else method, args or DistillationConfig()
         check_arguments(args, train_dataset, parameter_groups, **kwargs)
+        check_processes(args)
         check_student(model, self.method)
         check_memory(memory)
         if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
@@ -102,7 +103,7 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
         t = self.teacher and self.teacher(inputs)
         whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if several() else None
         loss,values = self.objective(s, t, labels, self.state.global_step, self.state.max_steps, whole)
-        if whole: loss = self.reach.all(loss, self.model)
+        loss = self.reach.all(loss, self.model)
         self.note(loss, values)
     return (loss, {'logits':s.logits}) if return_outputs else loss
 
@@ -292,7 +293,7 @@ def to_resume(self:DistillationTrainer,
     wanted:bool|str|Path, # A checkpoint, or `True` for the newest whole one
 )->str|None:
     "The checkpoint to go on from, if there is one; a `ValueError` if it does not verify or is of another training."
-    folder = newest_valid(self.args.output_dir) if wanted is True else wanted
+    folder = by_first(lambda: newest_valid(self.args.output_dir)) if wanted is True else wanted
     if not folder: return None
     if wanted is True: print(f"Resuming from {folder}", flush=True)
     else: verify(folder)
@@ -318,7 +319,7 @@ def stop(self:DistillationTrainer,
 @patch
 def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
     "The gradient's norm; stop if it is not finite, unless a loss scaler is there to skip such steps and has room to."
-    if several(): self.reach.forget(self.model)
+    self.reach.forget(self.model)
     norm,scaler = super(DistillationTrainer, self)._get_grad_norm(model, grad_norm),self.accelerator.scaler
     if self.unread:
         self.unread.end(self.unread.blame(norm, scaler) if scaler else norm, **self._aside())
@@ -393,11 +394,6 @@ def _init_training_state(self:DistillationTrainer, *args, **kwargs):
     return super(DistillationTrainer, self)._init_training_state(*args, **kwargs)
 
 # %% ../nbs/10_trainer.ipynb #6f1001c1
-@patch
-def create_accelerator_and_postprocess(self:DistillationTrainer):
-    check_processes(self.args)
-    super(DistillationTrainer, self).create_accelerator_and_postprocess()
-
 @patch
 def get_batch_samples(self:DistillationTrainer, *args, **kwargs):
     batches,items = super(DistillationTrainer, self).get_batch_samples(*args, **kwargs)
