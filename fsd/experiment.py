@@ -43,8 +43,9 @@ class Experiment(Design):
         task:str='wnli',    # GLUE task, or a name for data of your own
         method:str='fsd',   # Distillation method
         data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
+        processes:int=1,    # Of this machine that share the run, where torchrun did not start them
         **params):          # Any other field of `Settings`
-        super().__init__(task, method, data, **params)
+        super().__init__(task, method, data, processes, **params)
         self.needs_t = self.check().needs_t # of the teacher, besides logits
 
 # %% ../nbs/15_experiment.ipynb #ae750adc
@@ -388,10 +389,11 @@ def distill(
     task:str='wnli',    # GLUE task, or a name for data of your own
     method:str='fsd',   # Distillation method
     data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
+    processes:int=1,    # Of this machine that share the run, where torchrun did not start them
     **params,           # Any other field of `fsd.settings.Settings`
 )->runs.Run:
     """Distil a teacher on a task of GLUE or on data of your own, as `distill.ipynb` does, and return the finished run.
 
     `distill('mine', 'fsd', 'reviews.csv')` reads a file; a `DataFrame`, a `Dataset` or a dict of splits will do as well.
     """
-    return Experiment(task, method, data, **params).run()
+    return Experiment(task, method, data, processes, **params).run()

@@ -258,6 +258,11 @@ def done(self:Job)->runs.Run|None:
     return run if run.record.get('fingerprint')==self.fingerprint else None
 
 @patch
+def share(self:Job)->bool:
+    "Whether other processes have just done it."
+    return False
+
+@patch
 def run(self:Job)->runs.Run:
     "Do what is left to do and record it, or find the finished run."
     with one_voice(): return self._run()
@@ -267,6 +272,7 @@ def _run(self:Job)->runs.Run:
     if by_first(lambda: self.done() is not None):
         print(f'found the finished run in {shown(self.folder)}; remove that folder to run again', flush=True)
         return self.done()
+    if self.share(): return self.done()
     file = f'{shown(self.folder)}/run.json'
     if (self.folder/'run.json').exists():
         print(f'{file} was made from other data, weights or settings; it will be replaced', flush=True)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['several', 'number', 'meet', 'sizes_of_all', 'wait', 'by_first', 'kept_by_all', 'dealt', 'after_first', 'share_of',
-           'one_voice']
+           'one_voice', 'options_of', 'launch', 'reason']
 
 # %% ../nbs/01_processes.ipynb #proc0003
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from datetime import timedelta
 from contextlib import contextmanager, redirect_stdout
 from functools import cache
 from pathlib import Path
-import os, subprocess, sys
+import os, re, subprocess, sys
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
@@ -100,9 +100,10 @@ def after_first(f:Callable):
 # %% ../nbs/01_processes.ipynb #proc0021
 def share_of(
     batch_size:int, # Of all processes together
+    n:int|None=None, # How many; those that were started if None
 )->int:
     "Rows of a batch for each process; a `ValueError` if they cannot all have as many."
-    n = processes()
+    n = n or processes()
     if not batch_size%n: return batch_size//n
     right = ' or '.join(str(b) for b in (batch_size//n*n, (batch_size//n+1)*n) if b)
     raise ValueError(f"batch_size={batch_size} is that of all processes and cannot be shared by {n}; take {right}, "
@@ -113,3 +114,43 @@ def one_voice():
     "While it lasts, only the first process prints."
     with open(os.devnull, 'w') as nowhere:
         with redirect_stdout(nowhere if number() else sys.stdout): yield
+
+# %% ../nbs/01_processes.ipynb #proc0024
+def options_of(
+    params:dict, # Names to values; None is left out
+)->list[str]:
+    """Options of a command.
+
+    >>> options_of(dict(task='rte', seed=None, debiased=True, student_blocks=[2, 4]))
+    ['--task=rte', '--debiased=yes', '--student_blocks=2 4']
+    """
+    def word(v):
+        if isinstance(v, bool): return 'yes' if v else 'no'
+        return ' '.join(map(str, v)) if isinstance(v, (list,tuple)) else str(v)
+    return [f'--{k}={word(v)}' for k,v in params.items() if v is not None]
+
+# %% ../nbs/01_processes.ipynb #proc0025
+def launch(
+    n:int,        # How many
+    *command:str, # What each runs, such as `-m`, `fsd`; a script with its arguments
+):
+    "Run a Python command in `n` processes of this machine that train together; a `RuntimeError` with its last lines if it fails."
+    words = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', *command]
+    threads = str(max(1, torch.get_num_threads()//n))
+    p = subprocess.Popen(words, env={'OMP_NUM_THREADS':threads} | os.environ, text=True, errors='replace',
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = []
+    try:
+        for line in p.stdout: said.append(print(line, end='', flush=True) or line)
+    finally:
+        if p.poll() is None: p.terminate() # torchrun ends what it started
+        code = p.wait()
+    if code: raise RuntimeError(f"{n} processes ended with {code}: {reason(said)}")
+
+def reason(
+    said:list[str], # Lines of processes that failed
+)->str:
+    "What Python raised in the first of them that raised something, or what torchrun saw."
+    raised = [l.strip() for l in said if re.match(r'(\[rank\d+\]: )?[\w.]*(Error|NonFinite|Damaged|Interrupt)\b', l)]
+    seen = [l.strip() for l in said if 'traceback' in l and 'Signal' in l]
+    return (raised or seen or ['it said nothing'])[0]
