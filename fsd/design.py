@@ -63,8 +63,9 @@ def _in_memory(data)->bool: return data is not None and not isinstance(data, (st
 def _check_processes(self:Design, n:int, told:dict):
     "Remember that `n` processes are to do what was `told`; a `ValueError` if they cannot."
     self.asked,self.told = n,told
-    if n<1 or started() not in (1, n): raise ValueError(f"processes={n}, and {started()} were started; leave processes out")
-    share_of(self.settings.batch_size, n)
+    if n<1 or n>1 and started() not in (1, n):
+        raise ValueError(f"processes={n} is not how many there are, {started()}, or can be; leave it out")
+    share_of(self.settings.batch_size, max(n, started()))
     if n>1 and told['data']=='memory':
         raise ValueError(f"processes={n}: none of them sees data that are in the memory of this one; write them to a file")
 

@@ -150,7 +150,9 @@ def launch(
 def reason(
     said:list[str], # Lines of processes that failed
 )->str:
-    "What Python raised in the first of them that raised something, or what torchrun saw."
-    raised = [l.strip() for l in said if re.match(r'(\[rank\d+\]: )?[\w.]*(Error|NonFinite|Damaged|Interrupt)\b', l)]
-    seen = [l.strip() for l in said if 'traceback' in l and 'Signal' in l]
-    return (raised or seen or ['it said nothing'])[0]
+    "The signal that ended the first to fail or, if none did, what that one raised."
+    root = next((i for i,l in enumerate(said) if l.startswith('Root Cause')), len(said))
+    killed = [l.partition(': ')[2].strip() for l in said[root:] if re.match(r' *traceback *: Signal', l)]
+    error = re.compile(r'(\[rank\d+\]: )?([\w.]*(Error|NonFinite|Damaged|Interrupt)\b|python -m fsd: error:)')
+    raised = [l.strip() for l in said if error.match(l) and 'ChildFailedError' not in l]
+    return (killed or raised or ['it said nothing'])[0]
