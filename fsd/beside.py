@@ -26,10 +26,12 @@ def attached(
 ):
     "While it lasts, `objective` is a part of `model` whose parameters are found and whose state is not."
     model.distillation,hook = objective,model.register_state_dict_post_hook(_hide)
+    # each process has the same: DDP need not send them in every step
+    model._ddp_params_and_buffers_to_ignore = [f'distillation.{n}' for n,_ in objective.named_buffers()]
     try: yield
     finally:
         hook.remove()
-        del model.distillation
+        del model.distillation, model._ddp_params_and_buffers_to_ignore
 
 # %% ../nbs/10_beside.ipynb #be51de09
 @contextmanager

@@ -8,12 +8,13 @@ __all__ = ['lacks_memory', 'stand_in', 'ready', 'clustered', 'centroids']
 # %% ../nbs/10_centroids.ipynb #ce470003
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+import shutil
 import numpy as np, torch
 from torch import Tensor, nn
 from .clusters import Clusters, kmeans, released_memory
 from .features import KeptTeacher, LiveTeacher, keep_features
-from .kept import fingerprint, kept, shown
+from .processes import kept_by_all, number, wait
+from .kept import fingerprint, shown
 from .methods import find_term
 from .models import weights_fingerprint
 from .rows import listed, rows_fingerprint
@@ -63,12 +64,9 @@ def clustered(
     if released: return released_memory(x, knobs.memory_size, seed=seed)
     return kmeans(x, knobs.memory_size, seed, knobs.memory_budget*1e6, device=device)
 
-def _of_model(model, rows, layer, knobs, pad:int, device, folder:Path, seed:int):
-    "Clusters of what a live `model` says of `rows`."
-    with TemporaryDirectory(dir=folder) as there:
-        model.to(device)
-        found = keep_features(model, rows, frozenset({('hidden', layer)}), there, knobs.padding, knobs.max_length, pad)
-        return clustered(found, layer, knobs, device, seed)
+def _said_by(model, rows, layer, knobs, pad:int, device, folder:Path)->KeptTeacher:
+    "What a live `model` says of `rows`, kept in `folder`."
+    return keep_features(model.to(device), rows, frozenset({('hidden', layer)}), folder, knobs.padding, knobs.max_length, pad)
 
 # %% ../nbs/10_centroids.ipynb #ce47000e
 def centroids(
@@ -88,10 +86,12 @@ def centroids(
     about = dict(model=weights, rows=rows_fingerprint(rows), layer=layer, padding=k.padding, max_length=k.max_length,
                  size=k.memory_size, procedure=k.memory_procedure, seed=seed)
     def build(tmp):
-        if model is None: found = clustered(source, layer, k, device, seed)
-        else: found = _of_model(model, rows, layer, k, pad, device, tmp, seed)
-        np.save(tmp/'centroids.npy', found.centroids.numpy())
-    there = kept(Path(folder)/f'memory-{fingerprint(**about)}', build, **about)
+        said = source if model is None else _said_by(model, rows, layer, k, pad, device, tmp/'said')
+        wait()
+        if number(): return # one process clusters what all have made
+        np.save(tmp/'centroids.npy', clustered(said, layer, k, device, seed).centroids.numpy())
+        shutil.rmtree(tmp/'said', ignore_errors=True)
+    there = kept_by_all(Path(folder)/f'memory-{fingerprint(**about)}', build, **about)
     memory = torch.from_numpy(np.load(there/'centroids.npy')).unflatten(1, (-1, pair.width_t or pair.width_s))
     print('memory: {} centroids of {} positions by {} numbers in'.format(*memory.shape), shown(there), flush=True)
     return memory

@@ -15,6 +15,8 @@ from .clusters import check_budget
 from .glue import GlueData, load
 from .roles import Roles
 from .kept import fingerprint
+from .machine import processes as started
+from .processes import launch, options_of, share_of
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
 from .blocks import cut, depth, positions
 from .models import check_words, load_config, load_teacher, model_fingerprint, model_name, sketch
@@ -34,12 +36,13 @@ class Design(Roles):
 
     A `ValueError` says what cannot be meant or does not fit; nothing is computed, and nothing written.
     """
-    alone = 'an experiment','start one per GPU for different seeds or tasks, or use DistillationTrainer'
+    alone = None
 
     def __init__(self,
         task:str='wnli',    # GLUE task, or a name for data of your own
         method:str='fsd',   # Distillation method
         data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
+        processes:int=1,    # Of this machine that share the run, where torchrun did not start them
         **params):          # Any other field of `Settings`
         self.method = find_method(method)
         told = dict(task=task, method=method, data='memory' if _in_memory(data) else data)
@@ -51,8 +54,27 @@ class Design(Roles):
         if s.teacher: self.config = answering(self.config, self.task)
         self.learned,self.held = shared_out(s, len(self.data.splits['train']))
         self._name_folder()
+        self._check_processes(processes, told | params)
 
 def _in_memory(data)->bool: return data is not None and not isinstance(data, (str,os.PathLike))
+
+# %% ../nbs/15_design.ipynb #proc1001
+@patch
+def _check_processes(self:Design, n:int, told:dict):
+    "Remember that `n` processes are to do what was `told`; a `ValueError` if they cannot."
+    self.asked,self.told = n,told
+    if n<1 or n>1 and started() not in (1, n):
+        raise ValueError(f"processes={n} is not how many there are, {started()}, or can be; leave it out")
+    share_of(self.settings.batch_size, max(n, started()))
+    if n>1 and told['data']=='memory':
+        raise ValueError(f"processes={n}: none of them sees data that are in the memory of this one; write them to a file")
+
+@patch
+def share(self:Design)->bool:
+    "Have several processes do the run, if that was asked for and it is not done; each step is found afterwards."
+    if self.asked==1 or started()>1 or self.done(): return False
+    launch(self.asked, '-m', 'fsd', *options_of(self.told))
+    return True
 
 # %% ../nbs/15_design.ipynb #a4f4b405
 @patch

@@ -18,6 +18,7 @@ from .design import Design, weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .job import in_lines, once
 from .kept import need_space, read_json, shown, write_json
+from .processes import by_first, number
 from .models import load_teacher, model_name
 from .probe import Probe
 from .rows import collate, tokenise
@@ -42,8 +43,9 @@ class Experiment(Design):
         task:str='wnli',    # GLUE task, or a name for data of your own
         method:str='fsd',   # Distillation method
         data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
+        processes:int=1,    # Of this machine that share the run, where torchrun did not start them
         **params):          # Any other field of `Settings`
-        super().__init__(task, method, data, **params)
+        super().__init__(task, method, data, processes, **params)
         self.needs_t = self.check().needs_t # of the teacher, besides logits
 
 # %% ../nbs/15_experiment.ipynb #ae750adc
@@ -118,7 +120,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
     log = trainer.state.log_history
-    write_json(folder/'training.json', told | dict(probe=[l for l in log if 'probe' in l], epochs=self._epochs(log)))
+    if not number(): write_json(folder/'training.json', told | dict(probe=[l for l in log if 'probe' in l], epochs=self._epochs(log)))
 
 # %% ../nbs/15_experiment.ipynb #30c2ab1e
 @patch(as_prop=True)
@@ -242,6 +244,7 @@ def _told_apart(self:Experiment, teacher:KeptTeacher|LiveTeacher)->KeptTeacher|L
 def _cluster(self:Experiment, folder:Path):
     "Cluster what the teacher says, and write centroids and what became of the rows into `folder`."
     s,kept = self.settings,self.kept_features({('hidden', self.layer)})
+    if number(): return
     found = clustered(kept, self.layer, s, self.device, s.teacher_seed)
     np.save(folder/'centroids.npy', found.centroids.numpy())
     write_json(folder/'clusters.json', dict(inertia=found.inertia, counts=found.counts.tolist()))
@@ -365,6 +368,13 @@ def guessed(self:Experiment)->dict:
 def recorded(self:Experiment)->runs.Run:
     "Distil, evaluate, and write the card of the student and the record."
     if said := self.guessed(): print(in_lines(said), flush=True)
+    self.student_folder, self.teacher_folder # of which every process does its part
+    by_first(self._looked_at)
+    return runs.load(self.folder)
+
+@patch
+def _looked_at(self:Experiment):
+    "Evaluate what there is now, and write it down."
     training = read_json(self.student_folder/'training.json')
     t,s = self.on_teacher,self.evaluate(self.student)
     found,pixels = self.analyse(t, s)
@@ -372,17 +382,18 @@ def recorded(self:Experiment)->runs.Run:
     labels = {f'labels_{split}':c.labels.numpy() for split,c in t.items()}
     run = runs.Run(self.folder, self._record(training, t, s, found))
     write_card(told_of(self, run), self.student_folder)
-    return runs.save(run, predictions=logits | labels, analysis=pixels)
+    runs.save(run, predictions=logits | labels, analysis=pixels)
 
 # %% ../nbs/15_experiment.ipynb #c474f44f
 def distill(
     task:str='wnli',    # GLUE task, or a name for data of your own
     method:str='fsd',   # Distillation method
     data=None,          # As in `Settings`, or of your own: whatever `own_data` takes, or what it gives
+    processes:int=1,    # Of this machine that share the run, where torchrun did not start them
     **params,           # Any other field of `fsd.settings.Settings`
 )->runs.Run:
     """Distil a teacher on a task of GLUE or on data of your own, as `distill.ipynb` does, and return the finished run.
 
     `distill('mine', 'fsd', 'reviews.csv')` reads a file; a `DataFrame`, a `Dataset` or a dict of splits will do as well.
     """
-    return Experiment(task, method, data, **params).run()
+    return Experiment(task, method, data, processes, **params).run()

@@ -18,7 +18,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from .rows import collate, listed, row_hashes, row_idx, row_name, rows_fingerprint, tokens
-from .kept import fingerprint, kept, need_space, read_json, shown, verify
+from .processes import after_first, dealt, kept_by_all, number
+from .kept import fingerprint, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
 from .models import weights_fingerprint
 from .passes import Features, forward
@@ -134,7 +135,7 @@ def _compute(
     pad,order = collate(pad_token_id, max_length),np.argsort(-lengths, kind='stable')
     bar = tqdm(total=len(rows), unit='row', delay=2, leave=False)
     with torch.inference_mode(), _autocast(model.eval(), precision), bar:
-        for at in np.array_split(order, range(batch_size, len(order), batch_size)):
+        for at in dealt(np.array_split(order, range(batch_size, len(order), batch_size))):
             batch = {k:v.to(model.device) for k,v in pad([rows[int(i)] for i in at]).items()}
             _put(forward(model, batch, needs), at, bool(max_length), out, ends)
             bar.update(len(at))
@@ -241,12 +242,13 @@ def keep_features(
         size,what = planned_bytes(plan),_kinds(layers, cls)
         print(f"Keeping {counted(len(rows), 'row')} of the teacher's {what}:", in_words(size), 'in', shown(tmp.parent), flush=True)
         need_space(tmp, size)
-        out = {name:open_memmap(tmp/f'{name}.npy', 'w+', dtype=kind, shape=shape) for name,(shape,kind) in plan.items()}
+        mode = 'r+' if number() else 'w+'
+        out = after_first(lambda: {n:open_memmap(tmp/f'{n}.npy', mode, kind, shape) for n,(shape,kind) in plan.items()})
         idx = row_idx(rows)
         out['idx'][:], out['hashes'][:] = np.arange(len(rows)) if idx is None else idx, row_hashes(*tokens(rows))
         _compute(model, rows, lengths, needs, out, fixed, pad_token_id, batch_size, precision)
         for a in out.values(): a.flush()
-    return KeptTeacher(kept(Path(folder)/fingerprint(**about), build, **about), checked=True, rows=rows)
+    return KeptTeacher(kept_by_all(Path(folder)/fingerprint(**about), build, **about), checked=True, rows=rows)
 
 # %% ../nbs/09_features.ipynb #d3dee586
 def _lookup(x:np.ndarray, order:np.ndarray, wanted:np.ndarray)->np.ndarray:

@@ -15,8 +15,9 @@ from fastcore.basics import patch
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints
 from . import runs
-from .kept import fingerprint, kept, newest_valid, outputs, seal, shown
+from .kept import fingerprint, newest_valid, outputs, seal, shown
 from .machine import environment, find_device, peak_memory, processes
+from .processes import by_first, kept_by_all, meet, number, one_voice, share_of, wait
 from .models import find_model, model_name, quiet
 from .settings import Training, made, steps
 
@@ -110,6 +111,7 @@ def save_sealed(
     limit,args.save_total_limit = args.save_total_limit,None
     try: save()
     finally: args.save_total_limit = limit
+    wait() # each process has its random state in there
     if not args.should_save: return
     run = Path(trainer._get_output_dir(trial))
     trainer._finish_checkpoint(run/f'checkpoint-{trainer.state.global_step}')
@@ -143,15 +145,17 @@ class Job:
     """
     asks:type = Training # Its class of settings
     makes = 'students'   # The kind of thing that it is for
-    alone = ('a run', 'start one per GPU for other seeds, tasks or models')
+    alone = ('a run', 'start one per GPU for other seeds, tasks or models') # None if several processes can share it
     code = 1             # raised when a change of the code changes results: nothing kept before is taken for new
 
     def __init__(self,
         sections:Callable, # `sections(*names)`: those of `settings.ini` that count, for the names that `find` gives
         **params):         # Fields of the settings
-        check_alone(*self.alone)
+        if self.alone: check_alone(*self.alone)
         self.outputs,self.found,self.seconds = outputs(),{},{}
         self.settings,self.overrides = made(self.asks, sections, self.find, **params)
+        share_of(self.settings.batch_size)
+        meet(self.device)
 
     @property
     def fingerprint(self)->str:
@@ -188,8 +192,8 @@ def keep(self:Job, kind:str, build:Callable[[Path],None])->Path:
     def counted(tmp):
         built.append(print(f'{kind}: making {shown(folder)}', flush=True))
         build(tmp)
-    kept(folder, counted, **self.determined_by(kind))
-    shutil.rmtree(self.checkpoints(kind), ignore_errors=True)
+    kept_by_all(folder, counted, **self.determined_by(kind))
+    if not number(): shutil.rmtree(self.checkpoints(kind), ignore_errors=True)
     self.seconds[kind] = time.time()-start if built else None
     if not built: print(f'{kind}: found {shown(folder)}', flush=True)
     return folder
@@ -207,7 +211,7 @@ def arguments(self:Job,
     s = self.settings
     usual = {k:getattr(s, k) for k in ('seed','weight_decay','adam_epsilon','max_grad_norm')}
     usual |= dict(learning_rate=s.lr, warmup_steps=s.warmup, lr_scheduler_type='linear', bf16=s.precision=='bf16',
-        per_device_train_batch_size=s.batch_size, per_device_eval_batch_size=s.eval_batch_size,
+        per_device_train_batch_size=share_of(s.batch_size), per_device_eval_batch_size=s.eval_batch_size,
         gradient_accumulation_steps=s.accumulate)
     if rows: usual |= dict(num_train_epochs=epochs or s.epochs, max_steps=steps(s, rows, epochs) if s.max_steps else -1)
     usual |= dict(use_cpu=self.device.type=='cpu', dataloader_pin_memory=self.device.type=='cuda')
@@ -228,8 +232,8 @@ def train(self:Job,
         trainer.train(resume_from_checkpoint=True)
         if not all(p.isfinite().all() for p in trainer.model.parameters()):
             raise NonFinite('after the last step the weights are not finite; a lower lr may help')
-        (finish() if finish else trainer.model).save_pretrained(folder)
-    (trainer.processing_class or self.tokenizer).save_pretrained(folder)
+        if not number(): (finish() if finish else trainer.model).save_pretrained(folder)
+    if not number(): (trainer.processing_class or self.tokenizer).save_pretrained(folder)
     history = [l for l in trainer.state.log_history if 'loss' in l]
     machine = dict(peak_memory=peak_memory(self.device), environment=environment(self.device))
     return dict(history=history, seconds=time.time()-start, **machine)
@@ -254,11 +258,21 @@ def done(self:Job)->runs.Run|None:
     return run if run.record.get('fingerprint')==self.fingerprint else None
 
 @patch
+def share(self:Job)->bool:
+    "Whether other processes have just done it."
+    return False
+
+@patch
 def run(self:Job)->runs.Run:
     "Do what is left to do and record it, or find the finished run."
-    if run := self.done():
-        print(f'found the finished run in {shown(run.folder)}; remove that folder to run again', flush=True)
-        return run
+    with one_voice(): return self._run()
+
+@patch
+def _run(self:Job)->runs.Run:
+    if by_first(lambda: self.done() is not None):
+        print(f'found the finished run in {shown(self.folder)}; remove that folder to run again', flush=True)
+        return self.done()
+    if self.share(): return self.done()
     file = f'{shown(self.folder)}/run.json'
     if (self.folder/'run.json').exists():
         print(f'{file} was made from other data, weights or settings; it will be replaced', flush=True)

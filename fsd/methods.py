@@ -8,6 +8,7 @@ __all__ = ['methods', 'one_each', 'GlobalTerm', 'find_term', 'find_method', 'kin
 
 # %% ../nbs/08_methods.ipynb #126b1b29
 import importlib, pkgutil, re
+from collections.abc import Callable
 from dataclasses import replace
 import torch.nn.functional as F
 import torch
@@ -239,6 +240,7 @@ class Objective(nn.Module):
         if not self.terms: raise ValueError("every term of the method has weight 0: there is nothing to learn from")
         self.learned = nn.ModuleDict({n:l for n,l in self.terms.items() if isinstance(l, nn.Module)})
         self.schedule = schedules[method.schedule](pair) if method.schedule else None
+        self.needs = dict(zip(self.terms, needs[1:]))
         self.needs_s,self.needs_t = (frozenset().union(*n) for n in zip(*needs))
         self.uses_teacher = any(find_term(n).teacher for n in self.terms)
         self.reads_labels = [n for n in self.terms if find_term(n).labels]
@@ -256,8 +258,10 @@ class Objective(nn.Module):
         labels:Tensor|None=None, # (N,), or (N, C) where a row has several; `None` where no term reads them
         step:int=0,      # For weights over time and schedules
         total:int=1,     # Number of steps
+        whole:Callable|None=None, # `(name, term) -> scalar`, where these are a part of a batch, as in `fsd.together`
     )->tuple[Tensor,dict[str,Tensor]]: # The loss, and each active term's own value before weighting
         now = self.now(step, total)
-        values = {n:self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
+        taking_part = {n:self.terms[n] for n,w in now.items() if w!=0}
+        values = {n:whole(n, term) if whole else term(s, t, labels) for n,term in taking_part.items()}
         if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
         return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}

@@ -54,6 +54,7 @@ class Term:
     memory:bool=False      # Whether it needs `Pair.memory`
     labels:bool=False      # Whether it reads the labels: rows without them will not do
     tokens:bool=True       # Whether it sets tokens of the student beside those of the teacher, if it needs any
+    mean:bool=False        # Whether its value is the mean over the examples of a batch, of one number for each
 
 terms:dict[str,Term] = {}
 

@@ -28,6 +28,8 @@ from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
+from .together import Reach, Whole, check_processes, differ, rows_of_last
+from .processes import by_first, several
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -61,6 +63,7 @@ class DistillationTrainer(Trainer):
     ):
         self.method,args = find_method(method) if isinstance(method, str) else method, args or DistillationConfig()
         check_arguments(args, train_dataset, parameter_groups, **kwargs)
+        check_processes(args)
         check_student(model, self.method)
         check_memory(memory)
         if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
@@ -81,6 +84,7 @@ class DistillationTrainer(Trainer):
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
         self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
+        self.reach = Reach()
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         self.add_callback(LogBeforeSave)
 
@@ -97,7 +101,9 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
     if not model.training: loss = self.hard(s, None, labels)
     else:
         t = self.teacher and self.teacher(inputs)
-        loss,values = self.objective(s, t, labels, self.state.global_step, self.state.max_steps)
+        whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if several() else None
+        loss,values = self.objective(s, t, labels, self.state.global_step, self.state.max_steps, whole)
+        loss = self.reach.all(loss, self.model)
         self.note(loss, values)
     return (loss, {'logits':s.logits}) if return_outputs else loss
 
@@ -287,7 +293,7 @@ def to_resume(self:DistillationTrainer,
     wanted:bool|str|Path, # A checkpoint, or `True` for the newest whole one
 )->str|None:
     "The checkpoint to go on from, if there is one; a `ValueError` if it does not verify or is of another training."
-    folder = newest_valid(self.args.output_dir) if wanted is True else wanted
+    folder = by_first(lambda: newest_valid(self.args.output_dir)) if wanted is True else wanted
     if not folder: return None
     if wanted is True: print(f"Resuming from {folder}", flush=True)
     else: verify(folder)
@@ -313,6 +319,7 @@ def stop(self:DistillationTrainer,
 @patch
 def _get_grad_norm(self:DistillationTrainer, model, grad_norm=None):
     "The gradient's norm; stop if it is not finite, unless a loss scaler is there to skip such steps and has room to."
+    self.reach.forget(self.model)
     norm,scaler = super(DistillationTrainer, self)._get_grad_norm(model, grad_norm),self.accelerator.scaler
     if self.unread:
         self.unread.end(self.unread.blame(norm, scaler) if scaler else norm, **self._aside())
@@ -383,18 +390,11 @@ def _init_training_state(self:DistillationTrainer, *args, **kwargs):
     That is an earlier one, or one with a batch that `auto_find_batch_size` found too large.
     """
     self.sums = {}
+    differ(self.args.seed)
     return super(DistillationTrainer, self)._init_training_state(*args, **kwargs)
 
 # %% ../nbs/10_trainer.ipynb #6f1001c1
 @patch
-def create_accelerator_and_postprocess(self:DistillationTrainer):
-    "Several processes exchange the gradients of what the objective learns; no output of the student depends on it."
-    if self.objective.learned:
-        if self.args.ddp_find_unused_parameters:
-            raise ValueError("ddp_find_unused_parameters=True takes what the method learns for unused, "
-                             "which learns outside the student's forward pass; leave it out")
-        if self.method.schedule and self.args.world_size>1:
-            raise ValueError("several processes need all that the method learns to learn in every step, and its schedule "
-                             "has some blocks wait; train in one process, or set projection='none'")
-        self.args.ddp_find_unused_parameters = False
-    super(DistillationTrainer, self).create_accelerator_and_postprocess()
+def get_batch_samples(self:DistillationTrainer, *args, **kwargs):
+    batches,items = super(DistillationTrainer, self).get_batch_samples(*args, **kwargs)
+    return rows_of_last(batches, self), items

@@ -145,10 +145,10 @@ def _attention(pair):
 def _see(pair): return tuple({('attentions',l)} for l in _matched(pair))
 
 # %% ../../nbs/baselines/internal.ipynb #4f26724b
-terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020', _attention, _see)
+terms['attention_*'] = Term('attention of a block, Aguilar et al. 2020', _attention, _see, mean=True)
 terms['cls_*'] = Term('what the classifier reads, of a block, Aguilar et al. 2020',
     **between_coordinates('the cosine of states', 'cls', lambda pair: [_matched(pair)],
-                          lambda c_s,c_t,s,pair: cls_cosine(*c_s, *c_t)))
+                          lambda c_s,c_t,s,pair: cls_cosine(*c_s, *c_t)), mean=True)
 
 # %% ../../nbs/baselines/internal.ipynb #839a82c0
 def _schedule(kind): return lambda pair: Blocks(pair.depth_s, kind, pair.knobs.stage_cap, pair.knobs.stage_threshold)

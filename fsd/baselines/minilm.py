@@ -211,9 +211,9 @@ def _minilm_v2(pair):
 
 # %% ../../nbs/baselines/minilm.ipynb #d9e693b6
 terms['minilm'] = Term('attention and value relation of the last block, Wang et al. 2020',
-    _minilm, _last_block('attentions','values'))
+    _minilm, _last_block('attentions','values'), mean=True)
 terms['minilm_v2'] = Term('query, key and value relations of the last block, Wang et al. 2021',
-    _minilm_v2, _last_block('queries','keys','values'), ('relation_heads',))
+    _minilm_v2, _last_block('queries','keys','values'), ('relation_heads',), mean=True)
 
 # %% ../../nbs/baselines/minilm.ipynb #37cb3fc5
 methods['minilm'] = beside_vkd('Wang et al. 2020, arXiv 2002.10957', "the last block's attention and values", 'minilm',

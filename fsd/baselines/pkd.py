@@ -95,7 +95,7 @@ def _patience(kind, loss, *names):
 
 # %% ../../nbs/baselines/pkd.ipynb #48c0e91a
 terms['pkd'] = Term('what the classifier reads, in the layers below, Sun et al. 2019',
-    **_patience('cls', lambda h_s,h_t,s,pair: pkd(h_s, h_t, pair.knobs.normalise), 'normalise'))
+    **_patience('cls', lambda h_s,h_t,s,pair: pkd(h_s, h_t, pair.knobs.normalise), 'normalise'), mean=True)
 terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released code',
     **_patience('hidden', lambda h_s,h_t,s,pair: pkd_sequence(h_s, h_t, pair.mask(s)), *positions))
 
