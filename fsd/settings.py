@@ -51,13 +51,13 @@ class Knobs(Checked):
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=3)
     layer:int|None = setting("the teacher's block whose hidden states structures compare; none is the one below its last",
                              low=1, before=None)
+    shares:int = setting("times in a training that each term's share of the gradient is measured; 0 never", low=0)
     memory_size:int = setting("number of centroids K", low=1)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
 # %% ../nbs/00_settings.ipynb #26fc637e
 _last_seed = 2**32-1 # numpy's, which transformers sets too
-
 @from_ini
 class Training(Checked):
     "What every training is told, whatever it learns."
@@ -161,7 +161,6 @@ class Settings(Epochs, Knobs):
 
 # %% ../nbs/00_settings.ipynb #c2935eda
 of_own = ('text','text_pair','label','metric')
-
 @patch
 def check_task(self:Settings):
     "A `ValueError` for a task that is not GLUE's and has no data, and for words about data that are GLUE's."
@@ -251,7 +250,7 @@ def by_hand(
     return {k:v for k,f in own.items() if (v := getattr(s, k))!=allowed(k, kinds(type(s))[k], usual[k], f)}
 
 # settings that name a run's folder by themselves, or that change results by rounding alone
-beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every'}
+beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every','shares'}
 
 # %% ../nbs/00_settings.ipynb #8c68d66a
 def made(

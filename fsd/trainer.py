@@ -6,11 +6,10 @@
 __all__ = ['DistillationTrainer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
-import copy, math, warnings
+import copy, math, torch, warnings
 from dataclasses import replace
 from contextlib import contextmanager
 from pathlib import Path
-import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
@@ -28,6 +27,7 @@ from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
+from .shares import Shares
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -82,7 +82,7 @@ class DistillationTrainer(Trainer):
         self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
-        self.add_callback(LogBeforeSave)
+        for callback in (LogBeforeSave, Shares(self)): self.add_callback(callback)
 
 # %% ../nbs/10_trainer.ipynb #705a4bf2
 @patch
