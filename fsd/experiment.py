@@ -118,7 +118,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
     log = trainer.state.log_history
-    watched = {k:[l for l in log if k in l] for k in ('probe','shares')}
+    watched = {k:[l for l in log if k in l] for k in ('probe','shares','weights')}
     write_json(folder/'training.json', told | watched | dict(epochs=self._epochs(log)))
 
 # %% ../nbs/15_experiment.ipynb #30c2ab1e
@@ -351,7 +351,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
         parameters=dict(teacher=self.teacher.num_parameters(), student=self.student.num_parameters()),
         scores=dict(teacher=self.scores(t), student=self.scores(s), majority=self.majority()),
         best=max(training['epochs'], key=first)['scores'], epochs=training['epochs'], analysis=found,
-        probe=training.get('probe', []), shares=training.get('shares', []),
+        **{k:training.get(k, []) for k in ('probe','shares','weights')},
         history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
 
 # %% ../nbs/15_experiment.ipynb #gues0002

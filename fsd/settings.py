@@ -15,7 +15,7 @@ from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
 from .tasks import counted, task_names, unknown
-from .values import Checked, allowed, from_ini, kinds, parse, read_settings, rules, setting, unknown_parameter
+from .values import Checked, allowed, from_ini, kinds, parse, read_settings, read_weight, rules, setting, unknown_parameter
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
@@ -28,15 +28,15 @@ class Knobs(Checked):
     """
     temperature:float = setting("softening of both logits in the soft term, equation 1", above=0, low=.01, high=1000)
     alpha:float = setting("weight of the labels; the teacher's logits weigh 1 - alpha, equation 2", low=0, high=1)
-    beta:float = setting("weight of all structures together, equation 3", low=0, high=1e6)
-    gamma_i:float = setting("weight of the intra structure, equation 11", low=0, high=1e6)
-    gamma_l:float = setting("weight of the local inter structure, equation 11", low=0, high=1e6)
-    gamma_g:float = setting("weight of the global inter structure, equation 11", low=0, high=1e6)
+    beta:float = setting("weight of all structures together, equation 3", read=read_weight, low=0, high=1e6)
+    gamma_i:float = setting("weight of the intra structure, equation 11", read=read_weight, low=0, high=1e6)
+    gamma_l:float = setting("weight of the local inter structure, equation 11", read=read_weight, low=0, high=1e6)
+    gamma_g:float = setting("weight of the global inter structure, equation 11", read=read_weight, low=0, high=1e6)
     gamma_m:float = setting("share of Euclid against cosine distances to the memory, equation 10", low=0, high=1)
     reduction:str = setting("how a similarity becomes a loss", choices=('log_of_mean','mean_of_log','one_minus'))
     debiased:bool = setting("debiased instead of biased CKA in the structures")
-    distance:float = setting("weight of relations between two, in rkd and ckd", low=0, high=1e6)
-    angle:float = setting("weight of relations between three, in rkd and ckd", low=0, high=1e6)
+    distance:float = setting("weight of relations between two, in rkd and ckd", read=read_weight, low=0, high=1e6)
+    angle:float = setting("weight of relations between three, in rkd and ckd", read=read_weight, low=0, high=1e6)
     patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
     normalise:bool = setting("whether pkd compares directions only")
     relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
