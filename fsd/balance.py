@@ -20,10 +20,13 @@ def check_shares(
     of = {w.setting:w.share for w in weights.values() if isinstance(w, Share)}
     if not of: return of
     said = ', '.join(f'{k}=share {v:g}' for k,v in of.items())
-    if (total := sum(of.values()))>=1-1e-9: raise ValueError(f"{said} are {total:g} together; what is left of 1 is for the other terms")
+    if (total := sum(of.values()))>=1-1e-9:
+        raise ValueError(f"{said} are {total:g} together; what is left of 1 is for the other terms")
     if all(isinstance(w, Share) for w in weights.values()):
         raise ValueError(f"{said}: no other term has a weight that is a number, and a share is one beside others")
-    if schedule: raise ValueError(f"{said}: under the schedule {schedule!r} terms take turns, and none has a share of all; give a number")
+    if schedule:
+        raise ValueError(f"{said}: under the schedule {schedule!r} terms take turns, and none has a share of all; "
+                         "give a number")
     return of
 
 # %% ../nbs/08_balance.ipynb #5d000009
@@ -80,4 +83,5 @@ def check(self:Balance):
     names = ['the terms whose weights are numbers', *(f'what {k} weighs' for k in self.shares)]
     lost = [n for n,x in zip(names, self.lengths) if not x]
     if self.batches and lost:
-        raise ValueError(f"the gradient of {lost[0]} is 0 on all of {self.batches} batches: there are no shares; give numbers")
+        raise ValueError(f"the gradient of {lost[0]} is 0 on all of {self.batches} batches: there are no shares; "
+                         "give numbers")

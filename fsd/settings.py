@@ -15,7 +15,8 @@ from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
 from .tasks import counted, task_names, unknown
-from .values import Checked, allowed, from_ini, kinds, parse, read_settings, read_weight, rules, setting, unknown_parameter
+from .values import (Checked, allowed, from_ini, kinds, parse, read_settings, read_weight, rules, setting,
+                        unknown_parameter)
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
