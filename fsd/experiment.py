@@ -113,14 +113,15 @@ def _epochs(self:Experiment, log:list)->list[dict]:
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, **taught):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
-    knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)}
+    knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)} | ({} if kind=='students' else dict(shares=0))
     own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch')
     args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
     log = trainer.state.log_history
-    if not number(): write_json(folder/'training.json', told | dict(probe=[l for l in log if 'probe' in l], epochs=self._epochs(log)))
+    watched = {k:[l for l in log if k in l] for k in ('probe','shares','weights')}
+    if not number(): write_json(folder/'training.json', told | watched | dict(epochs=self._epochs(log)))
 
 # %% ../nbs/15_experiment.ipynb #30c2ab1e
 @patch(as_prop=True)
@@ -353,7 +354,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
         parameters=dict(teacher=self.teacher.num_parameters(), student=self.student.num_parameters()),
         scores=dict(teacher=self.scores(t), student=self.scores(s), majority=self.majority()),
         best=max(training['epochs'], key=first)['scores'], epochs=training['epochs'], analysis=found,
-        probe=training.get('probe', []),
+        **{k:training.get(k, []) for k in ('probe','shares','weights')},
         history=[{k:v for k,v in l.items() if k in logged} for l in training['history']])
 
 # %% ../nbs/15_experiment.ipynb #gues0002

@@ -13,10 +13,12 @@ from dataclasses import replace
 import torch.nn.functional as F
 import torch
 from torch import nn, Tensor
+from .balance import Balance, check_shares
 from .forms import lean
 from .passes import check_readable
 from .settings import Knobs, resolve, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers
 from .tasks import unknown
+from .values import Share
 from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, local
 from .memory import GlobalStructure
 from . import baselines
@@ -241,6 +243,7 @@ class Objective(nn.Module):
         self.learned = nn.ModuleDict({n:l for n,l in self.terms.items() if isinstance(l, nn.Module)})
         self.schedule = schedules[method.schedule](pair) if method.schedule else None
         self.needs = dict(zip(self.terms, needs[1:]))
+        self.balance = Balance(self.weights, method.schedule) if check_shares(self.weights, method.schedule) else None
         self.needs_s,self.needs_t = (frozenset().union(*n) for n in zip(*needs))
         self.uses_teacher = any(find_term(n).teacher for n in self.terms)
         self.reads_labels = [n for n in self.terms if find_term(n).labels]
@@ -250,7 +253,8 @@ class Objective(nn.Module):
     def now(self, step:int, total:int)->dict[str,float]:
         "Weight of each term at `step` of `total`."
         share = self.schedule(step, total) if self.schedule else {}
-        return {n: (w(step,total) if callable(w) else w)*share.get(n,1) for n,w in self.weights.items()}
+        def at(w): return w(step,total) if callable(w) else self.balance.of(w) if isinstance(w, Share) else w
+        return {n: at(w)*share.get(n,1) for n,w in self.weights.items()}
 
     def forward(self,
         s,               # `Features` of the student

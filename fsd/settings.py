@@ -15,7 +15,8 @@ from dataclasses import fields
 from functools import cache, partial
 from fastcore.basics import patch
 from .tasks import counted, task_names, unknown
-from .values import Checked, allowed, from_ini, kinds, parse, read_settings, rules, setting, unknown_parameter
+from .values import (Checked, allowed, from_ini, kinds, parse, read_settings, read_weight, rules, setting,
+                        unknown_parameter)
 
 # %% ../nbs/00_settings.ipynb #0a329a54
 @from_ini
@@ -28,15 +29,15 @@ class Knobs(Checked):
     """
     temperature:float = setting("softening of both logits in the soft term, equation 1", above=0, low=.01, high=1000)
     alpha:float = setting("weight of the labels; the teacher's logits weigh 1 - alpha, equation 2", low=0, high=1)
-    beta:float = setting("weight of all structures together, equation 3", low=0, high=1e6)
-    gamma_i:float = setting("weight of the intra structure, equation 11", low=0, high=1e6)
-    gamma_l:float = setting("weight of the local inter structure, equation 11", low=0, high=1e6)
-    gamma_g:float = setting("weight of the global inter structure, equation 11", low=0, high=1e6)
+    beta:float = setting("weight of all structures together, equation 3", read=read_weight, low=0, high=1e6)
+    gamma_i:float = setting("weight of the intra structure, equation 11", read=read_weight, low=0, high=1e6)
+    gamma_l:float = setting("weight of the local inter structure, equation 11", read=read_weight, low=0, high=1e6)
+    gamma_g:float = setting("weight of the global inter structure, equation 11", read=read_weight, low=0, high=1e6)
     gamma_m:float = setting("share of Euclid against cosine distances to the memory, equation 10", low=0, high=1)
     reduction:str = setting("how a similarity becomes a loss", choices=('log_of_mean','mean_of_log','one_minus'))
     debiased:bool = setting("debiased instead of biased CKA in the structures")
-    distance:float = setting("weight of relations between two, in rkd and ckd", low=0, high=1e6)
-    angle:float = setting("weight of relations between three, in rkd and ckd", low=0, high=1e6)
+    distance:float = setting("weight of relations between two, in rkd and ckd", read=read_weight, low=0, high=1e6)
+    angle:float = setting("weight of relations between three, in rkd and ckd", read=read_weight, low=0, high=1e6)
     patience:str = setting("which of the teacher's blocks pkd follows", choices=('skip','last'))
     normalise:bool = setting("whether pkd compares directions only")
     relation_heads:int = setting("heads into which minilm_v2 splits queries, keys and values", low=1)
@@ -51,13 +52,13 @@ class Knobs(Checked):
     max_length:int = setting("longest input in tokens, and what paper padding pads to", low=3)
     layer:int|None = setting("the teacher's block whose hidden states structures compare; none is the one below its last",
                              low=1, before=None)
+    shares:int = setting("times in a training that each term's share of the gradient is measured; 0 never", low=0)
     memory_size:int = setting("number of centroids K", low=1)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
 # %% ../nbs/00_settings.ipynb #26fc637e
 _last_seed = 2**32-1 # numpy's, which transformers sets too
-
 @from_ini
 class Training(Checked):
     "What every training is told, whatever it learns."
@@ -161,7 +162,6 @@ class Settings(Epochs, Knobs):
 
 # %% ../nbs/00_settings.ipynb #c2935eda
 of_own = ('text','text_pair','label','metric')
-
 @patch
 def check_task(self:Settings):
     "A `ValueError` for a task that is not GLUE's and has no data, and for words about data that are GLUE's."
@@ -251,7 +251,7 @@ def by_hand(
     return {k:v for k,f in own.items() if (v := getattr(s, k))!=allowed(k, kinds(type(s))[k], usual[k], f)}
 
 # settings that name a run's folder by themselves, or that change results by rounding alone
-beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every'}
+beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every','shares'}
 
 # %% ../nbs/00_settings.ipynb #8c68d66a
 def made(

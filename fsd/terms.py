@@ -14,6 +14,7 @@ import torch
 from torch import nn, Tensor
 from .losses import flat
 from .settings import Knobs
+from .values import Share
 from .forms import float_of, uncast
 
 # %% ../nbs/08_terms.ipynb #07cf42e2
@@ -184,10 +185,14 @@ class Method:
 methods:dict[str,Method] = {}
 
 # %% ../nbs/08_terms.ipynb #ed25de5c
-def weight(formula:str|Callable, knobs:Knobs)->float|Callable:
-    "The number that a `formula` means under `knobs`; a weight over time stays a function."
+def weight(formula:str|Callable, knobs:Knobs)->float|Share|Callable:
+    "The number that a `formula` means under `knobs`, or the share; a weight over time stays a function."
     if callable(formula): return formula
-    return float(eval(formula, {'__builtins__':{}}, {f.name:getattr(knobs,f.name) for f in fields(Knobs)}))
+    said = {f.name:getattr(knobs,f.name) for f in fields(Knobs)}
+    said |= {k:Share.of(v.share, k) for k,v in said.items() if isinstance(v, Share)}
+    try: found = eval(formula, {'__builtins__':{}}, said)
+    except TypeError: raise ValueError(f'the weight {formula!r} can do no more with a share than multiply it') from None
+    return found if isinstance(found, Share) else float(found)
 
 # %% ../nbs/08_terms.ipynb #856412e4
 soft_labels = {'ce':'alpha', 'kd':'1-alpha'} # what vkd is, and what most methods add to

@@ -6,11 +6,10 @@
 __all__ = ['DistillationTrainer']
 
 # %% ../nbs/10_trainer.ipynb #708bdf4e
-import copy, math, warnings
+import copy, math, torch, warnings
 from dataclasses import replace
 from contextlib import contextmanager
 from pathlib import Path
-import torch
 from torch import nn, Tensor
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
@@ -30,6 +29,7 @@ from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .together import Reach, Whole, check_processes, differ, rows_of_last
 from .processes import by_first, several
+from .shares import Shares
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -86,7 +86,7 @@ class DistillationTrainer(Trainer):
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
         self.reach = Reach()
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
-        self.add_callback(LogBeforeSave)
+        for callback in (LogBeforeSave, Shares(self)): self.add_callback(callback)
 
 # %% ../nbs/10_trainer.ipynb #705a4bf2
 @patch
