@@ -49,7 +49,7 @@ def study(self:Queue)->optuna.Study:
     "Optuna's study; made when first looked at, and with it `alone`, the lock under which runs are planned and claimed."
     if not hasattr(self, '_study'):
         (self.folder/'runs').mkdir(parents=True, exist_ok=True)
-        self._study,self.alone = open_study(self.study_name, self.folder, self.storage)
+        self._study,self.listed,self.alone = open_study(self.study_name, self.folder, self.storage)
     return self._study
 
 # %% ../nbs/19_queue.ipynb #3ec37f36
@@ -117,10 +117,10 @@ def plan(self:Queue)->list[Planned]:
 
 # %% ../nbs/19_queue.ipynb #433fa095
 @patch
-def enqueue(self:Queue):
-    "Put into the queue what the plan asks for and is neither there nor done."
+def enqueue(self:Queue, rs:list[Planned]|None=None):
+    "Put into the queue those of the runs `rs`, of the whole plan if None, that are neither there nor done."
     there = self.states()
-    for r in self.plan():
+    for r in self.plan() if rs is None else rs:
         if not r.known or r.key in there: continue
         numbers = {k:float(v) for k,v in r.params.items() if isinstance(v, (int,float)) and not isinstance(v, bool)}
         self.study.add_trial(create_trial(

@@ -18,13 +18,15 @@ import optuna, pandas as pd
 from fastcore.basics import patch
 from fastcore.meta import delegates
 from IPython.utils.capture import capture_output
-from optuna.trial import Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 from . import runs
 from .costs import hours, means, measured, pace, seconds
 from .experiment import Experiment
 from .glue import load
+from .journal import claimed
 from .kept import outputs
 from .models import find_model
+from .planned import Planned
 from .plans import Preset
 from .queue import Queue, standing
 from .values import allowed, setting
@@ -75,17 +77,29 @@ def do(self:Sweep, trial:Trial)->float:
     if each := pace(run): trial.set_user_attr('pace', each)
     return score(run)
 
+# %% ../nbs/19_sweep.ipynb #takes002
+@patch
+def do_waiting(self:Sweep, t:FrozenTrial):
+    "Do the run that waits as `t`, whichever wait before it."
+    trial = claimed(self.study, self.listed, t.number)
+    try: value = self.do(trial)
+    except optuna.TrialPruned: self.study.tell(trial, state=TrialState.PRUNED)
+    except Exception: self.study.tell(trial, state=TrialState.FAIL)
+    else: self.study.tell(trial, value)
+
 # %% ../nbs/19_sweep.ipynb #2e57600a
 @patch
-def take(self:Sweep)->bool:
-    "Claim one run and do it; False if none is to be had now."
+def take(self:Sweep, r:Planned|None=None)->bool:
+    "Claim one run, `r` if that is given, and do it; False if none is to be had now."
     self.study
     self.alone.acquire()
     try:
         self.release()
-        self.enqueue()
-        if not any(t.state==TrialState.WAITING for t in self.trials()): return False
-        self.study.optimize(self.do, n_trials=1, catch=(Exception,))
+        self.enqueue(r and [r])
+        waiting = [t for t in self.trials() if t.state==TrialState.WAITING and (not r or t.user_attrs['key']==r.key)]
+        if not waiting: return False
+        if r: self.do_waiting(waiting[0])
+        else: self.study.optimize(self.do, n_trials=1, catch=(Exception,))
         return True
     except (ValueError, optuna.exceptions.UpdateFinishedTrialError):
         if not self.storage: raise
@@ -146,15 +160,20 @@ def _repr_markdown_(self:Sweep)->str:
 
 # %% ../nbs/19_sweep.ipynb #496e29f5
 @patch
+def ready(self:Sweep):
+    "Look for model and data, and begin the queue."
+    find_model(self.params.get('model', 'auto'))
+    for task in self.tasks: load(task, self.params.get('data', 'auto'), self.params.get('partial', False))
+    self.study
+
+@patch
 def run(
     self:Sweep,
     show:Callable[[str],None]=print, # Told where the sweep stands, before each run
     wait:float=5., # Seconds between looks at what others do
 ):
     "Do what is left, together with all other processes on the same sweep, until all of it is done or has failed."
-    find_model(self.params.get('model', 'auto'))
-    for task in self.tasks: load(task, self.params.get('data', 'auto'), self.params.get('partial', False))
-    self.study
+    self.ready()
     while True:
         show(self.headline())
         if self.take(): continue
