@@ -1370,4 +1370,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.words.OtherWords._same': ('words.html#otherwords._same', 'fsd/words.py'),
                            'fsd.words.OtherWords.check_rows': ('words.html#otherwords.check_rows', 'fsd/words.py'),
                            'fsd.words._numbered': ('words.html#_numbered', 'fsd/words.py'),
-                           'fsd.words._padding': ('words.html#_padding', 'fsd/words.py')}}}
+                           'fsd.words._padding': ('words.html#_padding', 'fsd/words.py')},
+            'fsd.yours': { 'fsd.yours.Yours': ('yours.html#yours', 'fsd/yours.py'),
+                           'fsd.yours.said_of_own': ('yours.html#said_of_own', 'fsd/yours.py')}}}
