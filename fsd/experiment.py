@@ -302,6 +302,7 @@ def _used(self:Experiment)->dict:
     places,d,given = ('model','data','teacher','student_model','device','unlabelled'),self.data,self.settings.teacher
     where = d.where if d.source!='folder' else f'{self.task.folder} from a folder of GLUE files'
     data = dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial)
+    if d.source=='own': data |= dict(labels=self.task.labels, positive=self.task.positive, **self._about_without())
     model = dict(name=self.name, source=self.source.source, fingerprint=weights_of(self.source))
     return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides,
         settings={k:v for k,v in asdict(self.settings).items() if k not in places},
