@@ -160,8 +160,7 @@ def label_names_of(
     whole = all(x.is_integer() for x in found)
     if kind is None and whole and len(found)>20:
         raise ValueError(f"column {column!r}: {len(found)} whole numbers from {found[0]:g} to {found[-1]:g}: "
-                         "say kind='scores' or kind='classes' to fsd.own_data and pass what it gives as data; "
-                         "or name the label with label=")
+                         "say kind='scores' or kind='classes', or name the label with label=")
     if kind=='scores' or kind is None and not whole: return ()
     return tuple(map(word_of, found))
 

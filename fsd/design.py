@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .clusters import check_budget
-from .glue import GlueData, load
+from .glue import GlueData, content, load
 from .roles import Roles
 from .kept import fingerprint
 from .machine import processes as started
@@ -22,8 +22,9 @@ from .blocks import cut, depth, positions
 from .models import check_words, load_config, load_teacher, model_fingerprint, model_name, sketch
 from .teachers import answering
 from .own import OwnData, check_name, own_data
+from .yours import said_of_own
 from .passes import random_features
-from .settings import (check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_own, of_students,
+from .settings import (check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_students,
                           of_teachers, sections_of, shared_out, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
@@ -45,11 +46,13 @@ class Design(Roles):
         processes:int=1,    # Of this machine that share the run, where torchrun did not start them
         **params):          # Any other field of `Settings`
         self.method = find_method(method)
-        told = dict(task=task, method=method, data='memory' if _in_memory(data) else data)
-        super().__init__(partial(sections_of, task, method), **told, **params)
+        without = 'no' if params.get('unlabelled') is False else params.get('unlabelled')
+        told = dict(data=data, unlabelled=without)
+        told |= {k:'memory' for k,v in told.items() if _in_memory(v)}
+        super().__init__(partial(sections_of, task, method), **params | told, task=task, method=method)
         s = self.settings
         self.config,self.student_config = load_config(self.teacher_source),load_config(self.student_source)
-        self.data = self.find_data(data)
+        self.data = self.find_data(data, without if _in_memory(without) else self.settings.unlabelled)
         self.task = self.data.task
         if s.teacher: self.config = answering(self.config, self.task)
         self.learned,self.held = shared_out(s, len(self.data.splits['train']))
@@ -80,6 +83,7 @@ def share(self:Design)->bool:
 @patch
 def find_data(self:Design,
     data, # As it was given
+    unlabelled=None, # Likewise
 )->GlueData:
     "Rows of the task, GLUE's or one's own."
     s = self.settings
@@ -89,7 +93,8 @@ def find_data(self:Design,
     if s.task in (*methods, *jobs): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
                                                      "give your own another, such as 'mine'")
     if isinstance(data, OwnData): return self._as_said(data)
-    try: return own_data(s.data if data is None else data, s.task, s.text, s.text_pair, s.label, metric=s.metric)
+    how = said_of_own(s) | dict(unlabelled=unlabelled)
+    try: return own_data(s.data if data is None else data, s.task, **how)
     except (ValueError,OSError) as e:
         if not (near := nearest(s.task, task_names, .7)): raise
         raise type(e)(f"{e}; or did you mean GLUE's {near!r} by task={s.task!r}?") from e
@@ -99,8 +104,7 @@ def _as_said(self:Design, data:OwnData)->OwnData:
     "`data`, if nothing else was said about it than is."
     s,name = self.settings,data.task.name
     if name!=s.task: raise ValueError(f"task={s.task!r}, but the data are those of {name!r}; own_data takes a name")
-    for k in of_own:
-        if (v := getattr(s, k)) is not None: raise ValueError(f"{k}={v!r}: the data were read already; tell own_data")
+    for k,v in said_of_own(s).items(): raise ValueError(f"{k}={v!r}: the data were read already; tell own_data")
     return data
 
 # %% ../nbs/15_design.ipynb #cbd06ce7
@@ -114,6 +118,8 @@ def _name_folder(self:Design):
     s = self.settings
     given = dict(teacher=(s.teacher, self.teacher_source), student_model=(s.student_model, self.student_source))
     changed = self.overrides | {k:model_name(source) for k,(name,source) in given.items() if name}
+    if s.unlabelled and all(find_term(n).labels for n in self.weights): changed.pop('unlabelled', None)
+    elif s.unlabelled: changed['unlabelled'] = os.path.basename(os.path.abspath(s.unlabelled))
     if s.teacher: changed.pop('student_model', None) # the run is named after it
     self.overrides = {k:v for k,v in changed.items() if k in self.reads}
     self.belongs(self.data, task=s.task, method=s.method, seed=s.seed)
@@ -146,6 +152,13 @@ def weights(self:Design)->dict:
 
 @patch(as_prop=True)
 def needs_memory(self:Design)->bool: return any(find_term(n).memory for n in self.weights)
+
+@patch(as_prop=True)
+def more(self:Design)->int:
+    "How many rows without a label take part: none where all terms read labels."
+    without = getattr(self.data, 'unlabelled', None)
+    if without is None or all(find_term(n).labels for n in self.weights): return 0
+    return min(len(without), self.settings.train_examples or len(without))
 
 @patch(as_prop=True)
 def needs_teacher(self:Design)->bool: return any(find_term(n).teacher for n in self.weights)
@@ -195,7 +208,8 @@ def pair(self:Design, memory:torch.Tensor)->Pair:
     "What the method's terms are told of student and teacher."
     return Pair(self.settings, self.student_depth, self.config.num_hidden_layers, self.student_config.hidden_size,
                 self.task.regression, memory, self.settings.seed, self.config.hidden_size,
-                length_s=self.settings.max_length if self.apart else None)
+                length_s=self.settings.max_length if self.apart else None,
+                missing=None if not self.more else float('nan') if self.task.regression else -100)
 
 # %% ../nbs/15_design.ipynb #6738afee
 def _tried(name:str, term, *batch):
@@ -238,7 +252,7 @@ def cut(self:Design, whole)->torch.nn.Module|Inheritance:
 @patch
 def _check_memory(self:Design):
     s = self.settings
-    try: check_budget(self.learned, self.teacher_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
+    try: check_budget(self.learned+self.more, self.teacher_length*self.config.hidden_size, s.memory_size, s.memory_budget*1e6)
     except ValueError as e: raise ValueError(f'memory_budget={s.memory_budget} MB: {e}') from None
 
 @patch
@@ -250,7 +264,7 @@ def check(self:Design)->Objective:
     two = self.student_source!=self.teacher_source
     whole = sketch(self.student_config, self.task) if two else teacher
     longest = positions(whole if self.apart else teacher)
-    check_fit(s, longest, depth(whole), depth(teacher), self.learned, self.needs_memory)
+    check_fit(s, longest, depth(whole), depth(teacher), self.learned and self.learned+self.more, self.needs_memory)
     self._check_text(teacher, whole)
     if self.needs_memory and s.memory_procedure=='kmeans': self._check_memory()
     with torch.device('meta'): student = self.cut(whole)
@@ -277,12 +291,19 @@ _marks = {'demo':' **Demonstration on made-up sentences: no result.**', 'trials'
 _paddings = {'paper':'{} positions, padding takes part in structures', 'masked':'padding is left out of structures'}
 
 @patch
+def _without_in_words(self:Design)->dict:
+    "What becomes of rows that have no label."
+    if not (rows := getattr(self.data, 'unlabelled', None)): return {}
+    if not self.more: return {'without a label':f'{counted(len(rows), "row")}, left out: {self.settings.method} learns from labels alone'}
+    return {'without a label':f'{counted(self.more, "row")}, in every term but that of the labels'}
+
+@patch
 def summary(self:Design)->dict:
     "What this run uses, in words."
     s,(student,pace) = self.settings,self._student_in_words()
     def weigh(w): return 'a schedule' if callable(w) else f'{w:g}'
     return {'task':f"{s.task}{_marks.get(self.kind, '')}", 'data':self.data.where,
-            **({'read as':self.data.read} if self.data.source=='own' else {}),
+            **({'read as':self.data.read} if self.data.source=='own' else {}), **self._without_in_words(),
             'method':f"{s.method}: {self.method.says} ({self.method.paper})",
             'loss':' + '.join(f'{weigh(w)} {n}' for n,w in self.weights.items()),
             **self.models_in_words(), 'student':student, 'padding':_paddings[s.padding].format(s.max_length),
@@ -297,6 +318,11 @@ weights_of = cache(model_fingerprint)
 def _about_rows(self:Design)->dict:
     "What determines the rows besides data and optimisation: nothing, unless some are held out."
     return dict(holdout=self.settings.holdout) if self.held else {}
+
+@patch
+def _about_without(self:Design)->dict:
+    "What determines the rows without a label: nothing, unless some take part."
+    return dict(unlabelled=content(dict(unlabelled=self.data.unlabelled))) if self.more else {}
 
 @patch
 def _about_teachers(self:Design)->dict:
@@ -320,7 +346,7 @@ def _about_memories(self:Design)->dict:
     "All that determines the memory."
     s = self.settings
     return dict(teacher=self._about_teachers(), layer=self.layer, seed=s.teacher_seed,
-                **{k:getattr(s,k) for k in ('padding','max_length','precision',*of_memories)})
+                **{k:getattr(s,k) for k in ('padding','max_length','precision',*of_memories)}, **self._about_without())
 
 # %% ../nbs/15_design.ipynb #9c628b84
 def code_of(f)->str:
@@ -352,7 +378,7 @@ def _about_students(self:Design)->dict:
     return dict(data=self.data.fingerprint, **self._about_rows(), student=weights_of(self.student_source),
                 settings=that_matter(s, names),
                 terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()},
-                **self._own_terms(), **({'schedule':schedule} if schedule else {}),
+                **self._own_terms(), **self._about_without(), **({'schedule':schedule} if schedule else {}),
                 teacher=self._about_teachers() if taught else None,
                 memory=self._about_memories() if self.needs_memory else None)
 

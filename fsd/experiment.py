@@ -14,14 +14,15 @@ from fastcore.basics import patch
 from . import analysis, compare, glue, runs
 from .card import told_of, write_card
 from .centroids import clustered
-from .design import Design, weights_of
+from .design import weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .job import in_lines, once
+from .lessons import Lessons
 from .kept import need_space, read_json, shown, write_json
 from .processes import by_first, number
 from .models import load_teacher, model_name
 from .probe import Probe
-from .rows import collate, tokenise
+from .rows import collate
 from .settings import Knobs
 from .tasks import counted
 from .given import DistillationConfig
@@ -30,7 +31,7 @@ from .words import OtherWords
 from .wid import Inheritance
 
 # %% ../nbs/15_experiment.ipynb #c94a01c5
-class Experiment(Design):
+class Experiment(Lessons):
     """One run of `distill.ipynb`: its steps are attributes, computed or found when first looked at.
 
     `teacher`, `features`, `memory` and `student` are what they say, `run()` evaluates and records. A `ValueError` names
@@ -48,34 +49,6 @@ class Experiment(Design):
         super().__init__(task, method, data, processes, **params)
         self.needs_t = self.check().needs_t # of the teacher, besides logits
 
-# %% ../nbs/15_experiment.ipynb #ae750adc
-@patch
-def _tokenised(self:Experiment, tokenizer, max_length:int)->dict:
-    "Token ids of every split; `train` ends after `train_examples`, and `holdout` is a part taken out of it by chance."
-    s,rows = self.settings,tokenise(self.data, tokenizer, max_length)
-    for ds in rows.values(): row_lengths(ds, max_length) # a tokenizer that does not cut is found out here
-    train = rows['train'] = rows['train'].select(range(self.learned+self.held))
-    if self.held: # the same for all methods and seeds, as the teacher must not have learned it either
-        order = np.random.default_rng(s.teacher_seed).permutation(len(train))
-        rows['holdout'],rows['train'] = [train.select(np.sort(o)) for o in (order[:self.held], order[self.held:])]
-    return rows
-
-@patch(as_prop=True)
-@once
-def rows(self:Experiment)->dict: return self._tokenised(self.tokenizer, self.settings.max_length)
-
-@patch(as_prop=True)
-@once
-def teacher_rows(self:Experiment)->dict:
-    "The same rows in the teacher's tokens."
-    return self._tokenised(self.teacher_tokenizer, self.teacher_length) if self.apart else self.rows
-
-@patch
-def _read_by(self:Experiment, kind:str)->tuple: # Rows, tokenizer, most tokens
-    "What 'teachers' or 'students' read."
-    if kind=='students': return self.rows, self.tokenizer, self.settings.max_length
-    return self.teacher_rows, self.teacher_tokenizer, self.teacher_length
-
 # %% ../nbs/15_experiment.ipynb #2312a293
 @patch
 def probe(self:Experiment, size:int=32)->Probe:
@@ -92,9 +65,10 @@ def probe(self:Experiment, size:int=32)->Probe:
 @patch
 def _trainer(self:Experiment, args, model, method, teacher=None, memory=None, callbacks=(), kind='students'):
     "For a model, or for one that shrinks: an `Inheritance` is a callback and groups its parameters."
-    groups,(rows,tokenizer,_) = None,self._read_by(kind)
+    groups,(rows,tokenizer,_) = None,self.read_by(kind)
+    learned = self.lessons() if kind=='students' else rows['train']
     if isinstance(model, Inheritance): model,groups,callbacks = model.model,model.parameter_groups,[*callbacks, model]
-    return DistillationTrainer(model, teacher, args, method, memory, rows['train'], tokenizer, groups,
+    return DistillationTrainer(model, teacher, args, method, memory, learned, tokenizer, groups,
         callbacks=[*callbacks], eval_dataset={k:rows[k] for k in self.dev},
         compute_metrics=lambda p: glue.scores(self.task, p.predictions, p.label_ids))
 
@@ -115,7 +89,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
     knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)} | ({} if kind=='students' else dict(shares=0))
     own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch')
-    args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, **own)
+    args = self.arguments(kind, self.learned + self.more*(kind=='students'), epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
     told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
@@ -136,8 +110,8 @@ def _check_space(self:Experiment):
     s = self.settings
     layers = {self.layer} if self.needs_memory else set()
     if not self.runs_live: layers |= {l for k,l in self.needs_t if k=='hidden'}
-    rows,_,longest = self._read_by('teachers')
-    lengths = row_lengths(rows['train'], longest)
+    longest = self.teacher_length
+    lengths = row_lengths(self.lessons('teachers'), longest)
     if s.padding=='paper': lengths = np.full_like(lengths, longest)
     plan = planned(lengths, sorted(layers), self.config.hidden_size, self.task.num_labels)
     if layers: need_space(self.outputs, planned_bytes(plan))
@@ -168,7 +142,7 @@ def teacher(self:Experiment):
 @patch
 def evaluate(self:Experiment, model, kind:str='students')->dict:
     "`Collected` logits, labels and features per dev split, of a model that reads what `kind` do."
-    rows,tokenizer,longest = self._read_by(kind)
+    rows,tokenizer,longest = self.read_by(kind)
     def read(split):
         return compare.batches(rows[split], tokenizer.pad_token_id, longest, self.settings.eval_batch_size, self.device)
     return {split:compare.collect(model, read(split)) for split in self.dev}
@@ -215,9 +189,9 @@ def teacher_scores(self:Experiment)->pd.DataFrame:
 @patch
 def kept_features(self:Experiment, needs:frozenset)->KeptTeacher:
     "What the teacher says about each training example, computed or found."
-    s,(rows,tokenizer,longest) = self.settings,self._read_by('teachers')
+    s,(_,tokenizer,longest) = self.settings,self.read_by('teachers')
     how = dict(padding=s.padding, max_length=longest, batch_size=s.eval_batch_size, precision=s.precision)
-    return keep_features(self.teacher, rows['train'], needs, self.outputs/'features',
+    return keep_features(self.teacher, self.lessons('teachers'), needs, self.outputs/'features',
                          pad_token_id=tokenizer.pad_token_id, **how)
 
 # %% ../nbs/15_experiment.ipynb #f4d9bc84
@@ -238,7 +212,7 @@ def features(self:Experiment)->KeptTeacher|LiveTeacher|OtherWords|None:
 @patch
 def _told_apart(self:Experiment, teacher:KeptTeacher|LiveTeacher)->KeptTeacher|LiveTeacher|OtherWords:
     "`teacher`, with its own tokens of the student's rows where these are others."
-    return OtherWords(teacher, self.teacher_rows['train'], self.rows['train'], self.teacher_length) if self.apart else teacher
+    return OtherWords(teacher, self.lessons('teachers'), self.lessons(), self.teacher_length) if self.apart else teacher
 
 # %% ../nbs/15_experiment.ipynb #4dd0bd74
 @patch
@@ -329,9 +303,10 @@ def analyse(self:Experiment,
 @patch
 def _used(self:Experiment)->dict:
     "The part of the record that says what was used."
-    places,d,given = ('model','data','teacher','student_model','device'),self.data,self.settings.teacher
+    places,d,given = ('model','data','teacher','student_model','device','unlabelled'),self.data,self.settings.teacher
     where = d.where if d.source!='folder' else f'{self.task.folder} from a folder of GLUE files'
     data = dict(source=d.source, where=where, fingerprint=d.fingerprint, partial=self.partial)
+    if d.source=='own': data |= dict(labels=self.task.labels, positive=self.task.positive, **self._about_without())
     model = dict(name=self.name, source=self.source.source, fingerprint=weights_of(self.source))
     return dict(kind=self.kind, fingerprint=self.fingerprint, overrides=self.overrides,
         settings={k:v for k,v in asdict(self.settings).items() if k not in places},
@@ -362,7 +337,7 @@ def _record(self:Experiment, training:dict, t:dict, s:dict, found:dict)->dict:
 def guessed(self:Experiment)->dict:
     "Those parts of the summary that nobody said in so many words; nothing for a teacher made here on a task of GLUE."
     if not (self.data.source=='own' or self.settings.teacher or self.apart): return {}
-    return {k:v for k,v in self.summary().items() if k in ('read as','teacher','model','words')}
+    return {k:v for k,v in self.summary().items() if k in ('read as','without a label','teacher','model','words')}
 
 # %% ../nbs/15_experiment.ipynb #c28b346a
 @patch

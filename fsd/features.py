@@ -132,7 +132,7 @@ def _compute(
     "Run the teacher over all rows and put what it says into `out`."
     out['lengths'][:] = lengths if max_length is None else max_length
     ends = np.cumsum(out['lengths'], dtype=np.int64)
-    pad,order = collate(pad_token_id, max_length),np.argsort(-lengths, kind='stable')
+    pad,order = collate(pad_token_id, max_length, labels=False),np.argsort(-lengths, kind='stable')
     bar = tqdm(total=len(rows), unit='row', delay=2, leave=False)
     with torch.inference_mode(), _autocast(model.eval(), precision), bar:
         for at in dealt(np.array_split(order, range(batch_size, len(order), batch_size))):

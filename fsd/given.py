@@ -22,7 +22,7 @@ from .features import LiveTeacher
 from .methods import Objective, check_shows, one_each
 from .terms import Method, Pair
 from .job import OneDevice
-from .pairs import check_padding, label_kind, own_words
+from .pairs import check_padding, label_kind, missing_label, own_words
 from .words import OtherWords
 
 # %% ../nbs/10_given.ipynb #5d1c7a40
@@ -183,7 +183,8 @@ def as_pair(
     width = teacher.config.hidden_size if isinstance(teacher, nn.Module) else getattr(teacher, 'width', None)
     length = _longest(args, rows) if isinstance(teacher, OtherWords) else None
     return Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, kind=='regression',
-                memory, args.seed, width, several=kind=='several', smoothing=smoothing, length_s=length)
+                memory, args.seed, width, several=kind=='several', smoothing=smoothing, length_s=length,
+                missing=missing_label(rows, kind, model.config.num_labels))
 
 def _longest(args, rows)->int:
     "Positions of the student's rows, padded as they are for training."
@@ -228,14 +229,15 @@ def paddings(
     args:DistillationConfig,
     objective:Objective,
     tokenizer=None,
+    missing=None, # Label of a row that has none, as `Pair.missing`
 )->tuple: # For training, and for evaluation
     "How rows become batches; a `ValueError` if a model would read padding, or has fewer positions than `max_length`."
     pad = pad_of(model, tokenizer)
     taught_by,longest = getattr(teacher, 'model', model),collate(pad)
     for who,m in (('the student', model), ('the teacher', taught_by)): check_padding(m, pad, who)
-    if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return (longest,)*2
+    if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return collate(pad, missing=missing),longest
     for m in (model, taught_by): check_length(m, args.max_length)
-    return collate(pad, args.max_length), longest
+    return collate(pad, args.max_length, missing), longest
 
 # %% ../nbs/10_given.ipynb #d3c70012
 class Checked:

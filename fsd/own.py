@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['measures', 'usual', 'split_words', 'openings', 'verdicts', 'praises', 'example', 'held_out', 'check_splits',
-           'metrics_of', 'OwnTask', 'split_of', 'by_split', 'tables_of', 'OwnData', 'check_name', 'own_data',
-           'made_up_reviews']
+           'check_unseen', 'metrics_of', 'OwnTask', 'split_of', 'by_split', 'tables_of', 'OwnData', 'check_name',
+           'own_data', 'made_up_reviews']
 
 # %% ../nbs/02_own.ipynb #7cbc7940
 import hashlib, json, os, re, warnings
@@ -67,6 +67,17 @@ def check_splits(
                       f"{both[0][0]} as {both[0][1]}; on them scores measure memory")
     labels = train.groupby([c for c in ('text','text_pair') if c in train])['label'].nunique()
     if n := int((labels>1).sum()): warnings.warn(f"{counted(n, 'text')} in train with more than one label")
+
+# %% ../nbs/02_own.ipynb #unl20002
+def check_unseen(
+    without:pd.DataFrame, # Rows without a label
+    validation:pd.DataFrame,
+):
+    "A warning where rows without a label are those for judging."
+    judged = dict(zip(_said(validation), validation['at']))
+    if both := [(at, judged[t]) for t,at in zip(_said(without), without['at']) if t in judged]:
+        warnings.warn(f"{len(both)} of {len(without)} rows without a label are validation rows too, {both[0][0]} as "
+                      f"{both[0][1]}; on them agreement with the teacher measures memory")
 
 # %% ../nbs/02_own.ipynb #a9493fba
 measures = dict(two=('accuracy','f1','macro_f1','matthews'), classes=('accuracy','macro_f1','matthews'),
@@ -233,6 +244,16 @@ def _dataset(rows, names, regression=False):
         kinds['label'] = Value('float32') if regression else ClassLabel(names=list(names))
     return Dataset.from_dict({**columns, 'idx':range(len(rows))}, features=Features(kinds))
 
+# %% ../nbs/02_own.ipynb #unl20007
+@patch
+def unanswered(self:OwnData,
+    n:int, # How many of them
+)->Dataset: # Text columns, `label`, which is -100 or NaN, and `idx`, which goes on after the training rows
+    "The first `n` rows without a label, in a form that goes with the others."
+    rows,first = self.unlabelled.select(range(n)),len(self.splits['train'])
+    columns,label = {c:rows[c][:] for c in self.task.sentences},float('nan') if self.task.regression else -100
+    return Dataset.from_dict({**columns, 'label':[label]*n, 'idx':range(first, first+n)})
+
 # %% ../nbs/02_own.ipynb #c84cbab6
 def _brought(found, label)->tuple[str,...]:
     "Label names that the data bring along; all splits must agree."
@@ -283,6 +304,13 @@ def _rarer(train, names)->int:
     "The rarer of two classes; class 1 where they are as many, or not two."
     return int(len(names)!=2 or (train['label']==names[1]).sum()<=(train['label']==names[0]).sum())
 
+# %% ../nbs/02_own.ipynb #unl20004
+def _apart(unlabelled, quotes)->list[Table]:
+    "The tables of rows without a label that were given beside the data."
+    if unlabelled is None or isinstance(unlabelled, str) and unlabelled=='no': return []
+    try: return sum(tables_of(unlabelled, quotes)[0].values(), [])
+    except (ValueError,OSError) as e: raise type(e)(f'unlabelled: {e}') from e
+
 # %% ../nbs/02_own.ipynb #18d9ac1a
 def own_data(
     data, # A file, a folder, a name on the hub, a `Dataset`, a `DataFrame` or a dict of splits
@@ -294,7 +322,7 @@ def own_data(
     metric:str|Sequence[str]|None=None, # One or several of `measures`; the usual ones if None
     share:float|None=None, # Held out for validation; a fifth of a single file if None
     seed:int=0, # Another seed, another part held out
-    unlabelled=None, # A file, `Dataset` or `DataFrame` more, whose labels are not looked at
+    unlabelled=None, # A file, `Dataset` or `DataFrame` more, whose labels are not looked at; 'no' leaves all such rows out
     quotes:bool=True, # Of CSV and TSV: may a field stand in quotes?
 )->OwnData:
     """Rows of one's own as a task like GLUE's.
@@ -309,17 +337,19 @@ def own_data(
     """
     check_name(name)
     found,origin = tables_of(data, quotes)
-    apart = found.pop('unlabelled', [])
-    if unlabelled is not None: apart = sum(tables_of(unlabelled, quotes)[0].values(), apart)
+    apart = found.pop('unlabelled', []) + _apart(unlabelled, quotes)
     if found.pop('test', None) is not None: origin += ', without its test split'
     texts,label = columns_of(next(iter(found.values()))[0], text, text_pair, label)
     rows,names = _labelled(found, texts, label, kind)
-    without = pd.concat([rows[rows['label'].isna()], *(rows_of(t, texts, None) for t in apart)], ignore_index=True)
-    rows = rows[rows['label'].notna()]
+    lacking = rows['label'].isna()
+    without = pd.concat([rows[lacking], *(rows_of(t, texts, None) for t in apart)], ignore_index=True)
+    if isinstance(unlabelled, str) and unlabelled=='no': without = without[:0]
+    rows = rows[~lacking]
     check_classes(rows[rows['split']!='validation'], names)
     rows = _split(rows, names, share, seed)
     train,validation = (rows[rows['split']==s] for s in ('train','validation'))
     check_splits(train, validation, bool(names))
+    check_unseen(without, validation)
     splits = {s:_dataset(r, names, not names) for s,r in dict(train=train, validation=validation).items()}
     task = OwnTask(name, name, ('text','text_pair')[:len(texts)], names, metrics_of(len(names), metric),
                    {s:len(ds) for s,ds in splits.items()}, (*texts, label), positive=_rarer(train, names))

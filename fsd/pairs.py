@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['own_words', 'logits_per_row', 'spelled', 'label_names', 'check_label_names', 'name_labels', 'check_padding',
-           'check_apart', 'check_pair', 'label_kind', 'check_labels']
+           'check_apart', 'check_pair', 'label_kind', 'check_labels', 'missing_label']
 
 # %% ../nbs/10_pairs.ipynb #be948232
 import re
@@ -15,7 +15,7 @@ from torch import nn
 from datasets import Dataset
 from .blocks import plain
 from .passes import still, token_read
-from .rows import listed, row_name
+from .rows import has_label, listed, row_name
 from .features import KeptTeacher
 from .words import OtherWords
 
@@ -152,10 +152,13 @@ def label_kind(
     return 'several' if label.ndim and label.dtype.kind=='f' else 'single'
 
 # %% ../nbs/10_pairs.ipynb #6bb41203
+def _plain(rows)->bool:
+    "Whether rows are there as they are, so that to look at all of them changes nothing."
+    return isinstance(rows, Dataset) and rows.format['type']!='custom' or isinstance(rows, Sequence)
+
 def _whole_labels(rows)->np.ndarray|None:
     "Whole numbers that are the labels of `rows`, (N,); `None` if they are others, or cannot be looked at beforehand."
-    plain = isinstance(rows, Dataset) and rows.format['type']!='custom' or isinstance(rows, Sequence)
-    if not plain or not len(rows): return None
+    if not _plain(rows) or not len(rows): return None
     rows = listed(rows)
     name = next((k for k in ('labels','label','label_ids') if rows[0].get(k) is not None), None)
     values = rows[name][:] if isinstance(rows, Dataset) and name else [r.get(name) for r in rows]
@@ -170,8 +173,21 @@ def check_labels(
 ):
     "A `ValueError` naming the first of `rows` whose label is none of the `classes`."
     if classes<2 or (y := _whole_labels(rows)) is None: return
-    bad = (y<0) | (y>=classes)
+    bad = (y<0) & (y!=-100) | (y>=classes)
     if bad.any():
         row = row_name(listed(rows), bad.argmax())
         raise ValueError(f"{row} has the label {y[bad][0]}, and the student's classes are 0 to {classes-1}; "
-                         "give it num_labels to match, number the classes from 0, or leave rows without an answer out")
+                         "give it num_labels to match, number the classes from 0, or give rows without an answer the label -100")
+
+# %% ../nbs/10_pairs.ipynb #pai60002
+def missing_label(
+    rows,        # Training data
+    kind:str,    # As from `label_kind`
+    classes:int, # C of the student
+)->float|list[float]|None: # `None` if all have one, or none has, or they cannot be looked at beforehand
+    "What stands for the label of a row that has none, where others have one; says how many there are."
+    if not _plain(rows) or not len(rows): return None
+    has = has_label(rows)
+    if has.all() or not has.any(): return None
+    print(f'{(~has).sum():,} of {len(has):,} training rows have no label: they take part in every term but that of the labels', flush=True)
+    return {'single':-100, 'regression':float('nan')}.get(kind, [float('nan')]*classes)

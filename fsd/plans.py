@@ -157,6 +157,11 @@ presets['batch'] = Preset(
 presets['paper'] = Preset(
     "BERT-base, nine tasks, the paper's greedy grids", task_names, paper_stages, dict(model=bert_base))
 
+# %% ../nbs/18_plans.ipynb #pla80002
+presets['mine'] = Preset(
+    'five methods on data of your own, three seeds of each', ('mine',),
+    compared(dict.fromkeys(('nods','vkd','rkd','minilm','fsd'), 3)))
+
 # %% ../nbs/18_plans.ipynb #5671afdf
 def steps(
     settings,     # Of the run

@@ -202,6 +202,12 @@ def save_table(
     return out
 
 # %% ../nbs/17_report.ipynb #6374fc86
+def _same_rows(o:Run, run:Run)->bool:
+    "Whether `o` learned from the rows of `run`; one that reads labels alone leaves out those without a label."
+    d,e = o.record['data'],run.record['data']
+    same = d.get('unlabelled')==e.get('unlabelled') or {*o.record.get('terms', ())}=={'ce'}
+    return d['fingerprint']==e['fingerprint'] and same
+
 def siblings(
     run:Run,
 )->dict[str,Run]: # By method; `run` itself last
@@ -211,11 +217,12 @@ def siblings(
     and would come out the same under today's `settings.ini`.
     """
     losses = {f.name for f in fields(Knobs)} - {'max_length'}
-    def changed(o, in_losses): return {k:v for k,v in o.record['overrides'].items() if (k in losses)==in_losses}
-    def same(o): return o.task, o.model, o.seed, o.record['data']['fingerprint'], changed(o, False)
+    def changed(o, in_losses):
+        return {k:v for k,v in o.record['overrides'].items() if (k in losses)==in_losses and k!='unlabelled'}
+    def same(o): return o.task, o.model, o.seed, changed(o, False)
     def usual(o): return changed(o, True).items()<=run.record['overrides'].items()
     others = (o for o in runs.find(kind=run.kind) if o.method!=run.method and same(o)==same(run) and usual(o))
-    return {o.method:o for o in others if not outdated(o)} | {run.method:run}
+    return {o.method:o for o in others if _same_rows(o, run) and not outdated(o)} | {run.method:run}
 
 # %% ../nbs/17_report.ipynb #9b3087d8
 def _by_itself(run:Run, scores:dict, found:dict)->pd.DataFrame:

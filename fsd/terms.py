@@ -33,6 +33,7 @@ class Pair:
     several:bool=False     # Whether a row has several labels at once
     smoothing:float=0.     # Share of a label that goes to all classes alike
     length_s:int|None=None # Positions of the student, where it reads other tokens than its teacher; None: the same ones
+    missing:float|None=None # Label of a row that has none, -100 or NaN of scores; None: all rows have one
 
     def mask(self, f)->Tensor|None:
         "The mask that structures see: that of the `Features` `f`, or none where padding takes part."
@@ -53,7 +54,7 @@ class Term:
     knobs:tuple[str,...]=()# Settings that it reads: two runs that differ in others are the same run
     teacher:bool=True      # Whether it looks at the teacher at all
     memory:bool=False      # Whether it needs `Pair.memory`
-    labels:bool=False      # Whether it reads the labels: rows without them will not do
+    labels:bool=False      # Whether it reads the labels: it has nothing to say of rows without them
     tokens:bool=True       # Whether it sets tokens of the student beside those of the teacher, if it needs any
     mean:bool=False        # Whether its value is the mean over the examples of a batch, of one number for each
 

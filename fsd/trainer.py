@@ -56,7 +56,7 @@ class DistillationTrainer(Trainer):
         args:DistillationConfig|None=None,
         method:str|Method='fsd', # One whose terms do not look at a teacher needs none
         memory:Tensor|None=None, # The teacher's centroids, (K, L, D), for methods that have one; made if None
-        train_dataset=None,      # Rows with input_ids, attention_mask, idx, and labels where a term reads them
+        train_dataset=None,      # Rows with input_ids, attention_mask, idx, and labels; some may lack them
         processing_class=None,   # Tokenizer; saved with checkpoints, gives the padding token
         parameter_groups=None,   # `(lr, weight_decay) -> groups` of `torch.optim`, where not all weights learn alike
         **kwargs,                # As for `Trainer`
@@ -75,7 +75,7 @@ class DistillationTrainer(Trainer):
         check_compared(self.objective, model, shown, args.max_length)
         name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
         given = kwargs.pop('data_collator', None)
-        pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class)
+        pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class, pair.missing)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
         if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)
         if classed and not given: check_labels(train_dataset, model.config.num_labels)

@@ -60,7 +60,7 @@ class OtherWords:
         pad,length = _padding(teacher, max_length)
         if length: row_lengths(self.rows, length)
         if isinstance(teacher, KeptTeacher): teacher.check_rows(self.rows)
-        self._pad,self._idx = collate(pad, length),_numbered(self.rows, "teacher's")
+        self._pad,self._idx = collate(pad, length, labels=False),_numbered(self.rows, "teacher's")
         self._order = np.argsort(self._idx)
         at = self._find(_numbered(listed(students), "student's"))
         self._hashes = np.zeros(len(self.rows), 'uint64')

@@ -239,7 +239,7 @@ BROKEN = { # name of the file, its text, what is said
     'no label':('a.csv', 'text,label\na,\nb,\n', "a.csv:2 and all rows after it have no label in column 'label'"),
     'no label column':('a.csv', 'text\na\nb\n', 'a.csv: no column is known to be the label; name it with label='),
     'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'stars' or 'score'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
-    'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "column 'score': 30 whole numbers from 0 to 29: say kind='scores' or kind='classes' to fsd.own_data and pass what it gives as data; or name the label with label="),
+    'many whole numbers':('a.csv', 'text,score\n'+''.join(f'Text {i}.,{i}\n' for i in range(30)), "column 'score': 30 whole numbers from 0 to 29: say kind='scores' or kind='classes', or name the label with label="),
     'an empty label beside row numbers':('a.csv', 'Nr.,review,sentiment\n'+''.join(f'{i},Text {i}.,\n' for i in range(30)), "a.csv:2 and all rows after it have no label in column 'sentiment'"),
     'an empty column beside row numbers':('a.csv', 'Nr.,review,mood\n'+''.join(f'{i},Text {i}.,\n' for i in range(30)), "a.csv: the label could be 'Nr.' or 'mood'; name it with label=(?s:.*)\n  mood: nothing"),
     'a spreadsheet':('a.xlsx', 'PK', 'a.xlsx: a file ends in .csv, .*save a sheet as CSV')}
