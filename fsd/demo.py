@@ -32,7 +32,7 @@ def _again(rng, task, label):
 def demo_rows(
     task:str, # Name of the task
     split:str, # `'train'` or one of the task's dev splits
-    n:int=None, # Rows; by default at most 1,000 in train and 400 in dev, for WNLI as many as the real one has
+    n:int=None, # Rows; by default as many as the real one has, from 200 to 1,000 in train and to 400 in dev
     seed:int=0, # Another seed, other rows
 )->list[dict]: # Text columns and `label`, as `datasets` names and numbers them
     '''Made-up rows in the shape of a GLUE split; the first of many rows are those of few.
@@ -44,7 +44,7 @@ def demo_rows(
     '''
     t = tasks[task]
     if split not in t.sizes: raise ValueError(f"{task} has no split {split!r}, only {', '.join(t.sizes)}")
-    if n is None: n = min(sizes[split], t.sizes[split])
+    if n is None: n = min(sizes[split], max(t.sizes[split], 200))
     if not isinstance(n, int) or n<1: raise ValueError(f"n={n!r} rows of {task}; give a whole number from 1")
     rng,rows = Random(f'{task}/{split}/{seed}'),{}
     world = (abroad,) if split=='validation_mismatched' else ()

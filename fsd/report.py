@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduction', 'named', 'scores', 'teachers', 'markdown',
-           'save_table', 'siblings', 'beside_siblings']
+           'save_table', 'siblings', 'beside_siblings', 'seen']
 
 # %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
@@ -16,7 +16,7 @@ import pandas as pd
 
 from . import runs
 from .paper import in_order, task_order, beside_paper
-from .tasks import by_metric, tasks
+from .tasks import by_metric, counted, tasks
 from .kept import atomic, outputs
 from .runs import Run
 from .settings import beside, resolve, Knobs
@@ -246,3 +246,29 @@ def beside_siblings(
     if run.task not in task_order: return _by_itself(run, ours, found)
     kind = {'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')
     return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1)
+
+# %% ../nbs/17_report.ipynb #seen0002
+def _above(score:float, most:float, rows:int, metric:str)->str:
+    "How a score lies to that of the majority, in words; only of accuracies is it known how far chance moves them."
+    by,chance = 100*(score-most),200*(most*(1-most)/rows)**.5 if rows and metric=='accuracy' else 0
+    if by>chance: return f'{by:.1f} points above'
+    if by>0: return f'{by:.1f} points above, no more than chance may bring on {counted(rows, "row")},'
+    return 'not above'
+
+def seen(
+    run:Run, # With the majority's scores in its record
+)->str: # Empty if the record is too old to say
+    "What a run shows in three sentences: what there was to learn, what the student has of it, and how far both agree."
+    most,record = run.record['scores'].get('majority'),run.record
+    if not most: return ''
+    split,metric = next((split,m) for split,o in run.scores.items() for m in o)
+    t,s,m = (o[split][metric] for o in (run.teacher,run.scores,most))
+    rows = record['data']['rows'].get(split, 0)
+    above_t,above_s = (_above(v, m, rows, metric) for v in (t,s))
+    left = 'so there is little to learn from it' if t<=m or ',' in above_t else 'so there is something to learn from it'
+    of_way = f', {100*(s-m)/(t-m):.0f} % of the way from there to its teacher' if t>m and s>m else ''
+    agreed = record.get('analysis', {}).get('restoration', {}).get(split, {}).get('agreement')
+    told = (f'It answers as its teacher does on {100*agreed:.1f} % of {counted(rows, "row")}.' if agreed is not None
+            else 'Where answers are scores, nobody counts how often two agree.')
+    return (f'By {metric} on {split} the teacher reaches {100*t:.1f} %, {above_t} the majority ({100*m:.1f} %), {left}. '
+            f'The student, by `{run.method}`, reaches {100*s:.1f} %, {above_s} the majority{of_way}. {told}')

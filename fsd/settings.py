@@ -269,9 +269,10 @@ def made(
     return s, by_hand(s, usual)
 
 # %% ../nbs/00_settings.ipynb #0ec90adf
-def sections_of(task:str, method:str, model:str|None=None)->tuple[str,...]:
+def sections_of(task:str, method:str, model:str|None=None, data:str|None=None)->tuple[str,...]:
     "The sections of `settings.ini` that count when a teacher is distilled, the weakest first."
-    return task, model, f'{task} {model}', method, f'{method} {task}', f'{method} {model}'
+    real = task, model, f'{task} {model}', method, f'{method} {task}', f'{method} {model}'
+    return (*real, 'demo', f'demo {model}', f'demo {task}', f'demo {method}') if data=='demo' else real
 
 # %% ../nbs/00_settings.ipynb #621b3f07
 def resolve(
@@ -288,7 +289,7 @@ def resolve(
     >>> resolve('qqp', 'fsd', beta='0.5').beta, resolve('qqp', 'fsd').memory_size
     (0.5, 300)
     """
-    sections = partial(sections_of, task, method, model_section)
+    sections = partial(sections_of, task, method, model_section, data=params.get('data'))
     return made(Settings, sections, ini=ini, task=task, method=method, **params)[0]
 
 # %% ../nbs/00_settings.ipynb #kept0001
@@ -336,7 +337,7 @@ def overrides(
     model_section:str|None=None, # As in `resolve`
 )->dict:
     "The settings of `s` that `settings.ini` does not give by itself, without what a run's folder names anyway."
-    return by_hand(s, _laid(Settings, _usual_file(), sections_of(s.task, s.method, model_section)))
+    return by_hand(s, _laid(Settings, _usual_file(), sections_of(s.task, s.method, model_section, s.data)))
 
 # %% ../nbs/00_settings.ipynb #7e93ab52
 of_rows = ('partial','holdout', *of_own)
@@ -383,8 +384,6 @@ def from_released(
 # %% ../nbs/00_settings.ipynb #70d5c8d9
 def to_released(gamma_i:float, gamma_l:float, gamma_g:float)->dict:
     """The nested weights that mean the same as equation 11's with `beta` 1.
-
-    Intra and local must not both be 0, as their ratio is one of the nested weights.
 
     >>> to_released(1/16, 1/16, 1/4)
     {'epsilon': 0.5, 'sigma': 0.5, 'gamma': 0.5}

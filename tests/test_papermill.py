@@ -78,6 +78,10 @@ def test_types_of_a_sweeps_parameters_are_there():
     assert all(p['inferred_type_name'] in ('str','int','float','bool') for p in own.values())
     assert all(own[k]['inferred_type_name']==words.__name__ for k,words in kinds.items() if k in own and isinstance(words, type))
 
+def test_no_parameter_of_any_notebook_is_of_unknown_type():
+    found = {p:papermill.inspect_notebook(str(p)) for p in sorted(notebooks.rglob('*.ipynb')) if '"parameters"' in p.read_text(encoding='utf8')}
+    assert len(found)>10 and not [f'{p.name} {k}' for p,o in found.items() for k,v in o.items() if v['inferred_type_name']=='None' or not v['help']]
+
 # ---------------------------------------------------------------- wrong commands
 
 def test_a_mistyped_parameter_ends_the_command(tmp_path, outputs, tiny):
