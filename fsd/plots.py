@@ -11,6 +11,7 @@ import io, math, re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from xml.sax.saxutils import escape
 from zlib import crc32
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -298,9 +299,16 @@ def score_dots(
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08
+def _described(svg:str, title:str, says:str)->str:
+    "Text of an SVG with a title and a description, for readers who hear a picture, and for search."
+    words = ''.join(f'<{k}>{escape(v)}</{k}>\n' for k,v in (('title',title), ('desc',says)) if v)
+    start = svg.index('>', svg.index('<svg '))+1
+    return f'{svg[:start]}\n{words}{svg[start:].lstrip()}'
+
 def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
+    says:str='',   # What is to be seen in it, in a sentence or two: the description in the SVG
 )->list[Path]: # The PNG and the SVG file
     "Write `fig` as PNG and SVG, whole or not at all, the same bytes each time."
     png,svg,names = io.BytesIO(),io.StringIO(),{}
@@ -309,6 +317,7 @@ def save(
         fig.savefig(svg, format='svg', metadata={'Date':None, 'Creator':None})
     def number(m): return names.setdefault(m[0], f'p{len(names)}')
     text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue())
+    text = _described(text, fig.get_suptitle().replace('\n', '; '), says)
     out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
     for o,content in zip(out, (png.getvalue(), text.encode())):
         with atomic(o) as tmp: tmp.write_bytes(content)
