@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recomputed', 'drawn_scores', 'bootstrap', 'bootstrap_runs',
-           'holm']
+           'intervals', 'holm']
 
 # %% ../nbs/18_significance.ipynb #ef5f1bfc
 from collections.abc import Sequence
@@ -194,6 +194,22 @@ def bootstrap_runs(
             parts.append(bootstrap(t.name, both[:len(found)], both[len(found):], labels, draws).rename(name))
         else: parts.append(pd.DataFrame(np.nan, list(name.values()), ['difference','low','high','p']))
     return pd.concat(parts).rename_axis('metric')
+
+# %% ../nbs/18_significance.ipynb #interv01
+def intervals(
+    found:Sequence[Run], # Runs of one method on one task
+    draws:int=1000,
+    seed:int=0,
+)->dict[str,tuple[float,float]]: # Metric to percents; a task without predictions beside its records has none
+    "The middle 95 % of the mean score of these runs over draws of the dev sentences."
+    out,t = {},tasks[found[0].task]
+    for split in t.dev:
+        if not all('predictions.npz' in o.record.get('files', {}) for o in found): continue
+        logits,labels = _logits(found, split)
+        parts = [drawn_scores(t.name, logits, labels, w) for w in _draws(len(labels), draws, seed)]
+        means = {m:100*np.concatenate([p[m].mean(1) for p in parts]) for m in t.metrics}
+        out |= {k:tuple(np.quantile(v, [.025,.975])) for k,v in by_metric({split:means}).items()}
+    return out
 
 # %% ../nbs/18_significance.ipynb #a6b5da13
 def holm(
