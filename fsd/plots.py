@@ -11,6 +11,7 @@ import io, math, re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from xml.sax.saxutils import escape
 from zlib import crc32
 
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
@@ -270,37 +271,63 @@ def _levels(ax, teacher:float, majority:float):
     ax.axvline(majority, color=color, label=name, **dotted)
     if not both: ax.axvline(teacher, color='black', lw=1, zorder=.9, label='teacher')
 
+def _ranked(values:pd.Series)->list[str]: # By method, a row per run
+    "Methods with several runs by their mean, the highest first, and then those with one."
+    mean,n = (getattr(values.groupby(level=0, sort=False), k)() for k in ('mean','size'))
+    return sorted(mean.index, key=lambda m: (n[m]==1, -mean[m]))
+
+def _seeds(ax, y:float, v:np.ndarray, method:str, span=None):
+    "Dots of `v`, equal ones apart, a ring at the mean of several, and a line over `span`."
+    if span is not None: ax.plot(span, [y,y], color='0.35', lw=1, zorder=2)
+    up = y + .13*(np.arange(len(v))%3-1)*(len(v)>1)
+    ax.plot(np.sort(v), up, ls='', marker='o', ms=4, color=look(method)['color'], mec='black', mew=.4, zorder=3)
+    if len(v)>1: ax.plot(v.mean(), y, marker='o', ms=8.5, mfc='none', mec='black', mew=1.3, zorder=4)
+
 # %% ../nbs/14_plots.ipynb #57face7d
+def _score_legend(fig:Figure, axs, spans:bool, **place):
+    "What dots, rings and lines of `score_dots` are."
+    dot = dict(ls='', marker='o', mec='black')
+    own = [plt.Line2D([], [], ms=4, color='0.6', mew=.4, label='a seed', **dot),
+           plt.Line2D([], [], ms=8.5, mfc='none', mew=1.3, label='mean of several', **dot)]
+    if spans: own.append(plt.Line2D([], [], color='0.35', lw=1, label='95 % over dev sentences'))
+    key = {o.get_label():o for ax in axs for o in ax.get_legend_handles_labels()[0]}
+    fig.legend(handles=[*own, *key.values()], **place)
+
 def score_dots(
     values:pd.Series,   # Percent, a row per run under (panel, method)
     lines:Mapping,      # Panel to {'teacher':…, 'majority':…}
     title:str='',       # What data and model
     demo:bool=False,    # Mark the picture as demo data
+    spans:Mapping={},   # (panel, method) to the ends of a line through its mean
 )->Figure:
-    "Scores of all methods, a panel per task: a dot per seed, a bar at the mean of several."
-    panel_of,method_of = (values.index.get_level_values(i) for i in (0,1))
-    panels,methods = list(dict.fromkeys(panel_of)),students([], method_of)
-    size = max(5, 2.4*len(panels)), .9+.17*len(methods)
+    "Scores of all methods, a panel per task: a dot per seed and a ring at the mean, the best on top."
+    panels = {p:values[p] for p in dict.fromkeys(values.index.get_level_values(0))}
+    longest = max(v.index.nunique() for v in panels.values())
     with style():
-        fig,axs = figure(title, demo, 1, len(panels), size, True, sharey=True)
-        for ax,panel in zip(axs[0], panels):
+        fig,axs = figure(title, demo, 1, len(panels), (max(5, 3.6*len(panels)), 1.1+.19*longest), True)
+        for ax,(panel,v) in zip(axs[0], panels.items()):
             _levels(ax, **lines[panel])
-            beside(ax, -1, 'seeds')
-            for y,m in enumerate(methods):
-                v = values[(panel_of==panel) & (method_of==m)].to_numpy()
-                spread(ax, y, v, m)
-                beside(ax, y, str(len(v) or 'not run'))
-            ax.set(title=panel, xlabel='dev score (%)')
-        methods_axis(axs[0], methods)
-        key = {o.get_label():o for ax in axs[0] for o in ax.get_legend_handles_labels()[0]}
-        place = dict(loc='outside right upper') if demo else dict(loc='outside lower center', ncols=3)
-        fig.legend(handles=list(key.values()), **place)
+            methods,n = _ranked(v),v.index.value_counts()
+            for y,m in enumerate(methods): _seeds(ax, y, v[[m]].to_numpy(), m, spans.get((panel,m)))
+            single = sum(n[m]>1 for m in methods)-.5
+            if 0<single<len(methods)-1: ax.axhline(single, color='0.75', lw=.8, ls=(0,(4,3)), zorder=.8)
+            ax.set(title=panel, xlabel='dev score (%), axis not from 0')
+            methods_axis([ax], methods, n)
+            ax.set_ylim(longest-.4, -.6)
+        _score_legend(fig, axs[0], bool(spans), loc='outside lower center', ncols=3)
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08
+def _described(svg:str, title:str, says:str)->str:
+    "Text of an SVG with a title and a description, for readers who hear a picture, and for search."
+    words = ''.join(f'<{k}>{escape(v)}</{k}>\n' for k,v in (('title',title), ('desc',says)) if v)
+    start = svg.index('>', svg.index('<svg '))+1
+    return f'{svg[:start]}\n{words}{svg[start:].lstrip()}'
+
 def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
+    says:str='',   # What is to be seen in it, in a sentence or two: the description in the SVG
 )->list[Path]: # The PNG and the SVG file
     "Write `fig` as PNG and SVG, whole or not at all, the same bytes each time."
     png,svg,names = io.BytesIO(),io.StringIO(),{}
@@ -309,6 +336,7 @@ def save(
         fig.savefig(svg, format='svg', metadata={'Date':None, 'Creator':None})
     def number(m): return names.setdefault(m[0], f'p{len(names)}')
     text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue())
+    text = _described(text, fig.get_suptitle().replace('\n', '; '), says)
     out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
     for o,content in zip(out, (png.getvalue(), text.encode())):
         with atomic(o) as tmp: tmp.write_bytes(content)

@@ -10,6 +10,7 @@ __all__ = ['made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduct
 import re, warnings
 from collections.abc import Iterable
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -76,15 +77,20 @@ def belongs(
     return same and set(changed)<={'padding','precision',*also}
 
 # %% ../nbs/17_report.ipynb #944ad310
+def _today(task:str, method:str, model:str, source:str)->tuple[dict,set]:
+    "What `settings.ini` says now for such a run, and which of it the method reads."
+    now = resolve(task, method, model, data=source)
+    usual = asdict(now)
+    return usual, _reads(method, now) or set(usual)-beside-{'task','method'}
+
 def outdated(
     run:Run,
+    today=_today, # Says what holds now, as `_today` does; many runs share what one of them asked
 )->dict[str,tuple]: # Setting to (then, now); empty for a run that would be the same today
     "Where `settings.ini` now says something else for this run than it was made with, of what its method reads."
-    s,now = run.record['settings'],resolve(run.task, run.method, run.model, data=run.source)
-    usual = asdict(now)
-    read = _reads(run.method, now) or set(usual)-beside-{'task','method'}
+    usual,read = today(run.task, run.method, run.model, run.source)
     looked = read-{*run.record['overrides'], 'padding', 'precision'} # these two are what a reproduction is chosen by
-    return {k:(v, usual[k]) for k,v in s.items() if k in looked and v!=usual[k]}
+    return {k:(v, usual[k]) for k,v in run.record['settings'].items() if k in looked and v!=usual[k]}
 
 # %% ../nbs/17_report.ipynb #97f32244
 def comparable(
@@ -118,14 +124,16 @@ def reproduction(
     precision:str='bf16', # or 'fp32'
     root:Path|None=None, # Where the runs lie; `outputs()/'runs'` if None
     also:tuple=(), # Further settings that may have been changed by hand, such as ('batch_size',) for Table 5
+    among:Iterable[Run]|None=None, # Runs read already, to choose from; those below `root` if None
 )->list[Run]: # Maybe none
     "The runs of one reproduction, in the order of the paper's tables; a warning names those that are outdated."
     if padding not in ('masked','paper'): raise ValueError(f"padding={padding!r} is neither 'masked' nor 'paper'")
     if precision not in ('bf16','fp32'): raise ValueError(f"precision={precision!r} is neither 'bf16' nor 'fp32'")
     root = Path(root or outputs()/'runs')
-    found = results(runs.find(root, None)) if root.is_dir() else []
-    found = [o for o in found if belongs(o, model, padding, precision, also)]
-    old = {str(o.folder):then for o in found if (then := outdated(o))}
+    if among is None: among = runs.find(root, None) if root.is_dir() else []
+    found = [o for o in results(among) if belongs(o, model, padding, precision, also)]
+    today = cache(_today)
+    old = {str(o.folder):then for o in found if (then := outdated(o, today))}
     if old: warnings.warn(_said(old))
     return comparable([o for o in found if str(o.folder) not in old], also)
 
@@ -187,18 +195,25 @@ def markdown(
     return ''.join('| '+' | '.join(r)+' |\n' for r in (list(frame.columns), ['---']*len(frame.columns), *body))
 
 # %% ../nbs/17_report.ipynb #215bd83d
+def _filled(frame:pd.DataFrame)->pd.DataFrame:
+    "`frame` without the rows and columns in which nothing stands."
+    none = (frame.isna() | frame.isin(['','–'])).to_numpy()
+    return frame.loc[~none.all(1), ~none.all(0)]
+
 def save_table(
     frame:pd.DataFrame,
     name:str, # Of the files, without suffix
     decimals:int=2, # In the Markdown; the CSV keeps eight digits
+    says:str='', # Markdown to stand above the table: a heading, what the numbers are; empty rows and columns are then left out below it
 )->list[Path]: # The CSV and the Markdown file
     "Write `frame` to `outputs()/'tables'`, the same bytes each time."
     if not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
     csv = _flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n')
+    text = f'{says.strip()}\n\n{markdown(_filled(frame), decimals)}' if says else markdown(frame, decimals)
     out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in ('csv','md')]
-    for path,text in zip(out, (csv, markdown(frame, decimals))):
-        with atomic(path) as tmp: tmp.write_bytes(text.encode())
+    for path,content in zip(out, (csv, text)):
+        with atomic(path) as tmp: tmp.write_bytes(content.encode())
     return out
 
 # %% ../nbs/17_report.ipynb #6374fc86

@@ -182,13 +182,16 @@ def test_curves_are_means_with_bands_and_say_who_is_missing(found):
     assert probes(found, 'paper').inter_euclid.min() > 1 > probes(found).inter_euclid.min()
     assert probes(found, on='training').inter_euclid.min() > 5 and any('with dropout' in w for w in words(relation_curves(found, 'mrpc', methods=['vkd'], on='training')))
 
-def test_dots_say_seeds_and_what_was_not_run_and_where_teacher_and_majority_are_one():
-    scores = pd.Series([50., 60, 70, 40], pd.MultiIndex.from_tuples([('a', 'vkd'), ('a', 'vkd'), ('a', 'fsd'), ('b', 'fsd')]))
-    fig = plots.score_dots(scores, dict(a=dict(teacher=80, majority=45), b=dict(teacher=56.3, majority=56.3)))
-    assert [[t.get_text() for t in ax.texts] for ax in fig.axes] == [['seeds', '2', '1'], ['seeds', 'not run', '1']]
+def test_the_best_is_on_top_with_its_seeds_and_one_seed_is_below_several():
+    scores = pd.Series([50., 60, 70, 62, 62, 40], pd.MultiIndex.from_tuples([('a', 'vkd'), ('a', 'vkd'), ('a', 'sp'), ('a', 'fsd'), ('a', 'fsd'), ('b', 'fsd')]))
+    fig = plots.score_dots(scores, dict(a=dict(teacher=80, majority=45), b=dict(teacher=56.3, majority=56.3)), spans={('a', 'fsd'): (58, 66)})
+    assert [[t.get_text() for t in ax.get_yticklabels()] for ax in fig.axes] == [['FSD (2)', 'VKD (2)', 'SP (1)'], ['FSD (1)']]
     upright = lambda ax: [l.get_label() for l in ax.lines if list(l.get_ydata()) == [0, 1]]
     assert [upright(ax) for ax in fig.axes] == [['majority', 'teacher'], ['teacher = majority']]
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['majority', 'teacher', 'teacher = majority']
+    assert [list(l.get_xdata()) for l in fig.axes[0].lines if l.get_color() == '0.35'] == [[58, 66]]
+    dots, = (l for l in fig.axes[0].lines if list(l.get_xdata()) == [62, 62] and l.get_ls() == 'None')
+    assert len(set(dots.get_ydata())) == 2, 'equal scores are two dots'
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['a seed', 'mean of several', '95 % over dev sentences', 'majority', 'teacher', 'teacher = majority']
     assert collisions(fig) == ([], [])
 
 def test_a_peak_of_one_method_does_not_squeeze_the_others(tmp_path):
