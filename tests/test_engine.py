@@ -1,7 +1,9 @@
 "Runs go to a cluster, what they need is made before, and a node that dies costs nothing."
-import os, sys, threading, time
+import threading, time
 from collections import Counter
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 import pytest
 from optuna.trial import TrialState
 from fsd import engine, runs
@@ -69,6 +71,80 @@ def test_room(monkeypatch):
     assert room(dict(CPU=9., GPU=8.), device='cpu')['num_gpus']==0
     with pytest.raises(ValueError, match='gpu_share=0.2: the cluster has no GPU'): room(dict(CPU=4.), gpu_share=.2)
     with pytest.raises(ValueError, match='cpus=5: no node of the cluster has more than 4'): room(dict(CPU=4.), cpus=5)
+
+# ---------------------------------------------------------------- what is asked of Ray, with something that stands in for it
+
+class Stub:
+    "As much of Ray as a sweep asks for, with one node; `answer(f, *args)` is what a piece comes to."
+    class exceptions:
+        class RayError(Exception): pass
+        class RayTaskError(RayError): cause = None
+    util = SimpleNamespace(scheduling_strategies=SimpleNamespace(NodeAffinitySchedulingStrategy=lambda node, soft: node))
+    def __init__(self, answer): self.answer,self.refs,self.log,self.asked = answer,{},[],[]
+    def is_initialized(self): return False
+    def init(self, **kw): self.log.append('init')
+    def shutdown(self): self.log.append('shutdown')
+    def cancel(self, ref, force): self.log.append('cancel')
+    def nodes(self): return [dict(Alive=True, NodeID='n', NodeManagerHostname='one', NodeManagerAddress='10.0.0.1', Resources=dict(CPU=2.))]
+    def remote(self, **kw):
+        self.asked.append(kw)
+        def later(f, *args):
+            self.refs[n := len(self.refs)] = f,args
+            return n
+        def given(f):
+            found = SimpleNamespace(remote=partial(later, f))
+            found.options = lambda **kw: found
+            return found
+        return given
+    def wait(self, refs, timeout): return refs[:1],refs[1:]
+    def get(self, ref):
+        f,args = self.refs.pop(ref)
+        return self.answer(f, *args)
+
+@pytest.fixture
+def stub(outputs, tiny, monkeypatch):
+    "`stub(answer)`: a stand-in for Ray, and a sweep that runs on it."
+    def stub(answer):
+        ray = Stub(answer)
+        monkeypatch.setattr(engine, 'find_ray', lambda: ray)
+        return ray,sweep_on('ray', preset=plan, **tiny)
+    return stub
+
+def on_work(what):
+    "An answer that does what is asked of a node, and `what` for every piece."
+    return lambda f, *args: what() if f is engine.work else f(*args)
+
+def raises(e):
+    def what(): raise e
+    return what
+
+def test_a_node_that_does_not_share_is_named_before_anything_begins(stub):
+    ray,sweep = stub(lambda f, *args: 'does not see the folder')
+    with pytest.raises(RuntimeError, match=r'one \(10.0.0.1\) does not see the folder'): sweep.run(show=str)
+    assert ray.log==['init', 'shutdown']
+
+def test_ctrl_c_ends_what_is_at_work(stub):
+    ray,sweep = stub(on_work(raises(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt): sweep.run(show=str)
+    assert ray.log==['init', *['cancel']*5, 'shutdown'], 'a teacher, features and four runs were handed over, and one was interrupted'
+
+def test_pieces_run_under_the_variables_of_this_process(stub, monkeypatch, outputs):
+    monkeypatch.setenv('FSD_GLUE', 'here')
+    ray,sweep = stub(on_work(raises(KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt): sweep.run(show=str)
+    asked = ray.asked[-1]
+    assert asked.pop('runtime_env')['env_vars'].items()>=dict(FSD_GLUE='here', FSD_OUTPUTS=str(outputs)).items()
+    assert asked==dict(num_cpus=1, num_gpus=0, max_calls=0, max_retries=5)
+
+def test_what_dies_again_and_again_is_told_at_the_end(stub):
+    ray,sweep = stub(on_work(raises(Stub.exceptions.RayError('died'))))
+    with pytest.raises(RuntimeError, match='6 pieces lost again and again'): sweep.run(show=str)
+    assert ray.log==['init', 'shutdown'] and not sweep.busy
+
+def test_an_error_of_the_engine_itself_ends_the_sweep(stub):
+    ray,sweep = stub(on_work(raises(Stub.exceptions.RayTaskError('two does not see the journal'))))
+    with pytest.raises(Stub.exceptions.RayTaskError, match='does not see'): sweep.run(show=str)
+    assert ray.log==['init', *['cancel']*5, 'shutdown']
 
 # ---------------------------------------------------------------- a real cluster, of two nodes on this machine
 
