@@ -151,8 +151,8 @@ def sweep_on(
 )->Sweep:
     """The sweep for an engine.
 
-    >>> sweep_on(tasks='rte').headline()
-    '0 of 6 runs done'
+    >>> [len(sweep_on(preset='cpu', seeds=n, methods='vkd').runs()) for n in (1, 5)]
+    [3, 15]
     """
     engine = engine or 'processes'
     if engine not in engines: raise unknown('engine', engine, engines)
@@ -205,10 +205,9 @@ def take_back(self:RaySweep, ref):
 def headline(self:RaySweep)->str:
     "Where the sweep stands, in one line."
     made = Counter(p.kind for p in self.busy.values() if p.kind!='run')
-    lost = {'lost':len(self.lost)} if self.lost else {}
-    words = [counted(n, k) if k=='teacher' else f'{n} {k}' for k,n in made.items()]
-    return '; '.join([super(RaySweep, self).headline(), *([' and '.join(words)+' to be made first'] if words else []),
-                      *(f'{n} lost with their processes' for n in lost.values())])
+    first = ['to be made first: '+', '.join(f'{k} ({n})' for k,n in made.items())] if made else []
+    lost = [f'{len(self.lost)} lost with their processes'] if self.lost else []
+    return '; '.join([super(RaySweep, self).headline(), *first, *lost])
 
 @patch
 def follow(self:RaySweep, do, show:Callable[[str],None], wait:float):

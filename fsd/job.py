@@ -252,10 +252,13 @@ def belongs(self:Job,
 # %% ../nbs/10_job.ipynb #b47f1eed
 @patch
 def done(self:Job)->runs.Run|None:
-    "The finished run, if its record is there and was made from just this."
-    if not (self.folder/'run.json').exists(): return None
-    run = runs.load(self.folder)
-    return run if run.record.get('fingerprint')==self.fingerprint else None
+    "The finished run, if its record is there and was made from just this, though under another name."
+    def same(folder): return run if (run := runs.load(folder)).record.get('fingerprint')==self.fingerprint else None
+    if (self.folder/'run.json').exists() and (run := same(self.folder)): return run
+    start = self.folder.name.partition(',')[0] # model and seed
+    alike = (p for p in self.folder.parent.glob('*/run.json') if p.parent.name.partition(',')[0]==start)
+    found = (same(p.parent) for p in alike if self.fingerprint in p.read_text(encoding='utf8'))
+    return next(filter(None, found), None)
 
 @patch
 def share(self:Job)->bool:

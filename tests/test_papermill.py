@@ -12,7 +12,7 @@ from fsd.glue import load
 from fsd.tasks import tasks
 from fsd.settings import Settings
 from fsd.reading import SquadSettings
-from fsd.sweep import Sweep
+from fsd.engine import sweep_on
 from fsd.compress import CompressionSettings
 
 notebooks = root/'nbs'
@@ -74,7 +74,7 @@ def test_types_of_parameters_are_those_of_the_settings(name, cls):
 
 def test_types_of_a_sweeps_parameters_are_there():
     own,kinds = parameters('sweep'),get_type_hints(Settings)
-    assert set(own)-set(signature(Sweep).parameters)-fields=={'dry'}
+    assert set(own)-set(signature(sweep_on).parameters)-fields=={'dry'}
     assert all(p['inferred_type_name'] in ('str','int','float','bool') for p in own.values())
     assert all(own[k]['inferred_type_name']==words.__name__ for k,words in kinds.items() if k in own and isinstance(words, type))
 

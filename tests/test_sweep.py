@@ -226,6 +226,12 @@ def test_the_cpu_preset_asks_for_the_kept_records(kept):
     assert not own
 
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_the_settings_preset_asks_for_the_kept_trials_though_winners_stand_in_settings_ini_since(kept):
+    sweep = Sweep('settings', methods='nods vkd pkd rkd minilm fsd')
+    found = [Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done() for r in sweep.plan()]
+    assert len({o.folder for o in found})==24 and {o.folder for o in found}=={o.folder for o in kept if o.kind=='trials' and o.record['settings']['holdout']}
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
 def test_a_sweep_over_the_kept_records_makes_none_again(kept, outputs, monkeypatch):
     import fsd.trainer
     def never(*args, **kwargs): raise AssertionError('a model is trained')
