@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['fsd_paper', 'Size', 'size_of', 'hub_name', 'origin_of', 'Told', 'called', 'head_of', 'card', 'is_ours', 'write_card',
-           'no_result', 'again', 'told_of', 'told_by']
+           'no_result', 'again', 'told_of', 'told_by', 'pushing', 'Pushes']
 
 # %% ../nbs/15_card.ipynb #cb3181dd
 import math, os, re, warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 import fsd
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 from .blocks import depth, plain, positions
+from .glue import hub_says
 from .kept import atomic
 from .methods import find_term, methods, reads
 from .models import model_name, packaged
@@ -363,3 +366,24 @@ def told_by(
         length=None if length==math.inf else length, head=origin|head, **_said_of(trainer),
         last_logged={k:v for k,v in logged.items() if k.startswith('eval_') and not short and not k.endswith(_clock)},
         settings=dict(steps=state.global_step, **_as_set(trainer)), versions=dict(fsd=fsd.__version__, **{p:version(p) for p in ('transformers','torch')}))
+
+# %% ../nbs/15_card.ipynb #push0002
+@contextmanager
+def pushing(
+    name:str,   # On the hub
+    folder,     # Of what is pushed
+):
+    "A `ConnectionError` with one sentence where the hub refuses what is pushed in this block, or breaks off."
+    try: yield
+    except Exception as e:
+        if not (isinstance(e, HfHubHTTPError) or type(e).__module__.startswith('http')): raise
+        raise ConnectionError(f'{name} was not pushed to the Hugging Face hub: {hub_says(e)}; '
+                              f'what is in {folder} stays, push it again') from None
+
+class Pushes:
+    "A `Trainer` whose pushes say what went wrong."
+    def _pushing(self): return pushing(self.args.hub_model_id or Path(self.args.output_dir).absolute().name, self.args.output_dir)
+    def init_hf_repo(self, *args, **kwargs):
+        with self._pushing(): return super().init_hf_repo(*args, **kwargs)
+    def push_to_hub(self, *args, **kwargs):
+        with self._pushing(): return super().push_to_hub(*args, **kwargs)

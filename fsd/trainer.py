@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from .blocks import positions as positions_of
-from .card import is_ours, told_by, write_card
+from .card import Pushes, is_ours, told_by, write_card
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .passes import forward
@@ -33,7 +33,7 @@ from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_argu
                        check_memory, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class DistillationTrainer(Trainer):
+class DistillationTrainer(Pushes, Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher's folder is read in float32 whatever its files hold; a model is run in the precision that it has, and half
