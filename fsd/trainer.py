@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from .blocks import positions as positions_of
-from .card import Pushes, is_ours, told_by, write_card
+from .card import is_ours, told_by, write_card
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .passes import forward
@@ -29,7 +29,7 @@ from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
+from .given import (Checked, Pushes, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
