@@ -11,11 +11,13 @@ import math, os, re, warnings
 from dataclasses import dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
-import fsd
+import fsd, numpy as np, torch
 from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from torch import nn
+from transformers import EvalPrediction
 from .blocks import depth, plain, positions
+from .features import LiveTeacher
 from .kept import atomic
 from .methods import find_term, methods, reads
 from .models import model_name, packaged
@@ -82,6 +84,7 @@ class Told:
     scores:dict=field(default_factory=dict)   # Whose, split and metric to a fraction
     agreement:dict=field(default_factory=dict) # Split to the share of rows on which student and teacher agree
     last_logged:dict=field(default_factory=dict) # What a trainer last evaluated, as it calls it
+    beside:dict=field(default_factory=dict)   # The same of its teacher and of the majority, where known
     settings:dict=field(default_factory=dict) # What was set, in words
     again:str=''           # A line of Python that makes it again
     no_result:str=''       # Why its scores are none
@@ -120,8 +123,10 @@ def _not_above(c:Told)->str:
 
 def _scores(c:Told)->str:
     if c.last_logged:
-        rows = [[k, f'{v:.4g}'] for k,v in c.last_logged.items()]
-        return '## Last evaluation\n\n'+_table(['measure','value'], rows)
+        def of(who, k): return f'{c.beside[who][k]:.4g}' if k in c.beside[who] else '–'
+        rows = [[k, f'{v:.4g}', *(of(who, k) for who in c.beside)] for k,v in c.last_logged.items()]
+        note = ['*majority* always says the most frequent label.'] if 'majority' in c.beside else []
+        return '\n\n'.join(['## Last evaluation', _table(['measure', 'student' if c.beside else 'value', *c.beside], rows), *note])
     if not c.scores: return ''
     def percent(who, split, m): return f'{100*c.scores[who][split][m]:.1f}' if split in c.scores.get(who, {}) else '–'
     rows = [[split, m, *(percent(who, split, m) for who in ('student','teacher','majority'))]
@@ -341,6 +346,35 @@ def _said_of(trainer)->dict:
                 teacher=None if model is None else size_of(model), pairs=1 in (first.get('token_type_ids') or []),
                 rows=dict(train=len(rows)) if hasattr(rows, '__len__') else {})
 
+# %% ../nbs/15_card.ipynb #besi0002
+def _labels(rows)->np.ndarray|None:
+    "Of rows that can be counted and have them."
+    if not hasattr(rows, '__len__') or not len(rows): return None
+    plain_rows = rows.with_format(None) if isinstance(rows, Dataset) else rows
+    found = [plain_rows[i].get('labels') for i in range(len(rows))]
+    return None if any(o is None or np.ndim(o) for o in found) else np.array([int(o) for o in found])
+
+@torch.no_grad()
+def _asked_of(teacher:LiveTeacher, trainer, rows)->np.ndarray:
+    "The teacher's logits of `rows`."
+    batches = trainer.get_eval_dataloader(rows)
+    return torch.cat([teacher({k:v.to(trainer.args.device) for k,v in b.items()}).logits.float().cpu() for b in batches]).numpy()
+
+def _beside(trainer)->dict:
+    "What a trainer's measures are of its teacher and of the majority, by the names of its log; empty where nobody knows."
+    n,sets = plain(trainer.model).config.num_labels,trainer.eval_dataset
+    learned = _labels(trainer.train_dataset) if trainer.compute_metrics and sets is not None and n>1 else None
+    if learned is None or trainer.args.world_size>1: return {}
+    found,most = {},np.eye(n)[np.bincount(learned).argmax()]
+    for name,rows in (sets.items() if isinstance(sets, dict) else [('',sets)]):
+        if (labels := _labels(rows)) is None: continue
+        said = {'majority':np.tile(most, (len(labels),1))}
+        if type(trainer.teacher) is LiveTeacher: said = {'teacher':_asked_of(trainer.teacher, trainer, rows)} | said
+        for who,logits in said.items():
+            scored = trainer.compute_metrics(EvalPrediction(logits, labels))
+            found.setdefault(who, {}).update({f"eval_{f'{name}_' if name else ''}{k.removeprefix('eval_')}":v for k,v in scored.items()})
+    return found
+
 # %% ../nbs/15_card.ipynb #4dd257ea
 def told_by(
     trainer,   # A `DistillationTrainer`
@@ -362,4 +396,5 @@ def told_by(
         labels=() if config.num_labels==1 else tuple(config.id2label[i] for i in range(config.num_labels)),
         length=None if length==math.inf else length, head=origin|head, **_said_of(trainer),
         last_logged={k:v for k,v in logged.items() if k.startswith('eval_') and not short and not k.endswith(_clock)},
+        beside=_beside(trainer) if logged and not short else {},
         settings=dict(steps=state.global_step, **_as_set(trainer)), versions=dict(fsd=fsd.__version__, **{p:version(p) for p in ('transformers','torch')}))

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['examples', 'student_steps', 'teacher_of', 'teachers', 'teacher_steps', 'pace', 'measured', 'means', 'seconds',
-           'hours', 'costs', 'cost_table']
+           'costs', 'cost_table']
 
 # %% ../nbs/19_costs.ipynb #8c218384
 from functools import cache
 import pandas as pd
 from . import runs
 from .demo import demo_rows
+from .job import hours
 from .machine import environment
 from .methods import methods as known_methods, reads
 from .planned import Plan, Planned
@@ -88,18 +89,6 @@ def seconds(
     if not paces: return None
     def nearest(*like): return next(paces[k] for k in (like, (None,like[1]), (None,None)) if k in paces)
     return sum(nearest(r.task, r.method)*student_steps(r) for r in rs)
-
-# %% ../nbs/19_costs.ipynb #cbb55a59
-def hours(seconds:float|None)->str:
-    """`seconds` in words.
-
-    >>> hours(45), hours(600), hours(9000), hours(1e7), hours(None)
-    ('45 s', '10 min', '2.5 h', '2,778 h', '–')
-    """
-    if seconds is None or pd.isna(seconds): return '–'
-    if seconds<60: return f'{seconds:.0f} s'
-    if seconds<3600: return f'{seconds/60:.0f} min'
-    return f'{seconds/3600:.1f} h' if seconds<360000 else f'{seconds/3600:,.0f} h'
 
 # %% ../nbs/19_costs.ipynb #5a298f81
 def costs(plan:Plan, paces:dict[tuple,float])->pd.DataFrame:

@@ -26,7 +26,7 @@ from .own import OwnData, check_name, own_data
 from .yours import said_of_own
 from .passes import random_features
 from .settings import (check_fit, jobs, kept_blocks, of_both, of_inherited, of_memories, of_students,
-                          of_teachers, sections_of, Settings, shared_out, that_matter)
+                          of_teachers, sections_of, Settings, shared_out, steps, that_matter)
 from .tasks import counted, nearest, task_names
 from .terms import Pair, compared, schedule_knobs, weight
 from .compactors import wid_config
@@ -169,6 +169,15 @@ def more(self:Design)->int:
 
 @patch(as_prop=True)
 def needs_teacher(self:Design)->bool: return any(find_term(n).teacher for n in self.weights)
+
+# %% ../nbs/15_design.ipynb #afte0002
+@patch
+def student_after(self:Design,
+    each:float, # Seconds of a step of the teacher's training
+)->tuple[float,str]: # Seconds; what takes them
+    "How long the student's training may take, roughly: what runs beside it, such as a live teacher, comes on top."
+    share = self.student_depth/self.config.num_hidden_layers
+    return each*share*steps(self.settings, self.learned), f'a student by {self.settings.method}'
 
 # %% ../nbs/15_design.ipynb #cff41ac6
 @patch

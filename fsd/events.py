@@ -169,39 +169,41 @@ x jug,kettle,tap,hose|empty,drained,dry
 y glass,cup,bowl,bucket|full,overflowing,filled
 
 {x} thanked the {y} because she|
-x Anna,Maria,Susan,Grace|had been cured,felt much better,was healthy again
+x women|had been cured,felt much better,was healthy again
 y doctor,nurse,surgeon,pharmacist|had found the cure,knew the right medicine,had the skill
 
 {x} hired the {y} because he|
-x Peter,David,Frank,Oscar|had too much work,was looking for staff,ran a big company
+x men|had too much work,was looking for staff,ran a big company
 y cleaner,student,apprentice,gardener|needed a job,was looking for work,wanted to earn money
 
 {x} told the {y} a story because she|
-x Helen,Alice,Nora,Emma|knew so many,loved to tell them,had a good memory
+x women|knew so many,loved to tell them,had a good memory
 y child,little girl,new pupil,baby|could not sleep,had asked for one,wanted to hear one
 
 {x} called the {y} because he|
-x Henry,Victor,Simon,Martin|had been robbed,had lost his keys,needed protection
+x men|had been robbed,had lost his keys,needed protection
 y policeman,sheriff,guard,detective|was on duty,knew how to help,was in charge
 
 {x} paid the {y} after he|
-x George,Paul,Tom,Walter|had eaten,had looked at the bill,had found his wallet
+x men|had eaten,had looked at the bill,had found his wallet
 y waiter,cook,innkeeper,chef|had served the meal,had brought the bill,had cooked the dinner
 
 {x} went to the {y} because she|
-x Julia,Clara,Ruth,Lucy|wanted to learn,was still a beginner,had much to learn
+x women|wanted to learn,was still a beginner,had much to learn
 y teacher,professor,coach,trainer|had years of practice,knew the subject well,was an expert
 ''', 'xy') # Up to the pronoun|verb; then each party's nouns|what may be said of it
 
 # %% ../nbs/03_events.ipynb #adf39f69
-def _party(line): return [words.split(',') for words in line.split('|')]
+def _party(line):
+    nouns,said = line.split('|')
+    return dict(women=women, men=men).get(nouns) or nouns.split(','), said.split(',')
 
 def wnli(rng):
     start,*parties = rng.choice(situations)
     start,verb = start.split('|')
     (xs,of_x),(ys,of_y) = (_party(line) for [line] in parties)
     x,y = rng.choice(xs),rng.choice(ys)
-    about,named = int(rng.random()<0.88),rng.randrange(2)
+    about,named = int(rng.random()<0.95),rng.randrange(2)
     end = f'{verb} {rng.choice((of_x,of_y)[about])}.'.lstrip()
     noun = (x,y)[named]
     return f'{start.format(x=x, y=y)} {end}', f"{noun if noun.istitle() else 'The '+noun} {end}", int(about==named)

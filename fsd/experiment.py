@@ -92,7 +92,8 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     args = self.arguments(kind, self.learned + self.more*(kind=='students'), epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
-    told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None)
+    told = self.train(trainer, folder, model.finish if isinstance(model, Inheritance) else None,
+                      self.student_after if kind=='teachers' else None)
     log = trainer.state.log_history
     watched = {k:[l for l in log if k in l] for k in ('probe','shares','weights')}
     if not number(): write_json(folder/'training.json', told | watched | dict(epochs=self._epochs(log)))

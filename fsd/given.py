@@ -4,15 +4,19 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'Checked']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'Checked', 'pushing',
+           'Pushes']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn, Tensor
 from transformers import AutoModelForSequenceClassification, TrainingArguments
+from .glue import hub_says
 from .settings import Knobs, Settings
 from .values import allowed
 from .rows import collate, tokens
@@ -247,3 +251,26 @@ class Checked:
         batch = self.collator(rows)
         if (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
         return batch
+
+# %% ../nbs/10_given.ipynb #push0002
+@contextmanager
+def pushing(
+    name:str,   # On the hub
+    folder,     # Of what is pushed
+):
+    "A `ConnectionError` with one sentence where the hub refuses what is pushed in this block, or breaks off."
+    try: yield
+    except Exception as e:
+        if not (isinstance(e, HfHubHTTPError) or type(e).__module__.startswith('http')): raise
+        raise ConnectionError(f'{name} was not pushed to the Hugging Face hub: {hub_says(e)}; '
+                              f'what is in {folder} stays, push it again') from None
+
+class Pushes:
+    "A `Trainer` whose pushes say what went wrong."
+    def _pushing(self):
+        folder = Path(self.args.output_dir)
+        return pushing(self.args.hub_model_id or folder.absolute().name, folder)
+    def init_hf_repo(self, *args, **kwargs):
+        with self._pushing(): return super().init_hf_repo(*args, **kwargs)
+    def push_to_hub(self, *args, **kwargs):
+        with self._pushing(): return super().push_to_hub(*args, **kwargs)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['once', 'check_alone', 'in_rows', 'in_lines', 'OneDevice', 'LogBeforeSave', 'NonFinite', 'SoundTrainer', 'save_sealed',
-           'Job']
+           'hours', 'Forecast', 'Job']
 
 # %% ../nbs/10_job.ipynb #8abf74ad
 import math, shutil, time
@@ -136,6 +136,35 @@ def train(self:SoundTrainer,
     there = str(resume_from_checkpoint) if resume_from_checkpoint else None
     return super(SoundTrainer, self).train(there, *args, **kwargs)
 
+# %% ../nbs/10_job.ipynb #ahead002
+def hours(seconds:float|None)->str:
+    """`seconds` in words.
+
+    >>> hours(45), hours(600), hours(9000), hours(1e7), hours(None)
+    ('45 s', '10 min', '2.5 h', '2,778 h', '–')
+    """
+    if seconds is None or seconds!=seconds: return '–'
+    if seconds<60: return f'{seconds:.0f} s'
+    if seconds<3600: return f'{seconds/60:.0f} min'
+    return f'{seconds/3600:.1f} h' if seconds<360000 else f'{seconds/3600:,.0f} h'
+
+# %% ../nbs/10_job.ipynb #ahead003
+class Forecast(TrainerCallback):
+    "Says once, after a few steps, how long the training will take, if that is more than a minute."
+    def __init__(self,
+        then:Callable|None=None, # `then(seconds per step)`: seconds of what follows, and what that is, in words
+        after:int=4):            # Steps that are measured
+        self.then,self.after,self.times = then,after,[]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if len(self.times)>self.after: return
+        self.times.append(time.time())
+        if len(self.times)<=self.after or not state.is_world_process_zero: return
+        each = (self.times[-1]-self.times[0])/self.after
+        rest,(more,what) = each*(state.max_steps-state.global_step),self.then(each) if self.then else (0,'')
+        if rest+more>60: print(f"about {hours(rest)} for {state.max_steps-state.global_step:,} more steps"
+                               + (f', then about {hours(more)} for {what}' if what else ''), flush=True)
+
 # %% ../nbs/10_job.ipynb #3ed90a55
 class Job:
     """A run from what it is asked to its record; its steps are attributes, taken or found when first looked at.
@@ -225,9 +254,11 @@ def train(self:Job,
     trainer:Trainer,   # With arguments from `arguments`
     folder:Path,       # Of what comes of it
     finish:Callable|None=None, # Makes a model of what was trained, where it is none yet
+    then:Callable|None=None, # As for `Forecast`
 )->dict: # Of the training: history, seconds, peak memory, environment
     "Train to the end, from the newest checkpoint if there is one, and save model and tokenizer, the trainer's if it has one."
     start = time.time()
+    trainer.add_callback(Forecast(then))
     with quiet():
         trainer.train(resume_from_checkpoint=True)
         if not all(p.isfinite().all() for p in trainer.model.parameters()):

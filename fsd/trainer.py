@@ -31,11 +31,11 @@ from .together import Reach, Whole, check_processes, differ, rows_of_last
 from .processes import by_first, several
 from .shares import Shares
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
+from .given import (Checked, Pushes, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class DistillationTrainer(Trainer):
+class DistillationTrainer(Pushes, Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher's folder is read in float32 whatever its files hold; a model is run in the precision that it has, and half

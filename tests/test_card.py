@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd
 import pytest, torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizerFast
+from fsd import DistillationConfig, DistillationTrainer, lower_half
 from fsd.card import again
 from fsd.experiment import Experiment
 from fsd.own import example
@@ -54,3 +55,18 @@ def test_the_line_says_what_it_asks_for(outputs, away):
     assert ', data=frame, ' in (found := line(pd.read_csv(example), model=small))
     assert found.endswith("  # frame: the data as they were in memory, with the columns 'review', 'sentiment'; small: in the folder where this is called")
     assert '#' not in again(Experiment('wnli', 'vkd', 'demo', **short))
+
+def test_a_trainers_scores_stand_beside_its_teachers_and_the_majoritys(tmp_path):
+    tiny = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
+    torch.manual_seed(0)
+    teacher = BertForSequenceClassification(tiny).eval()
+    rows = [dict(input_ids=[2, 5+i, 6+i%3, 3], labels=int(i%4==0)) for i in range(16)]
+    sure = lambda p: dict(accuracy=float((p.predictions.argmax(-1)==p.label_ids).mean()))
+    args = DistillationConfig(tmp_path/'out', num_train_epochs=1, per_device_train_batch_size=4, max_length=8, use_cpu=True, disable_tqdm=True, eval_strategy='epoch', report_to='none')
+    trainer = DistillationTrainer(lower_half(teacher), teacher, args, 'vkd', train_dataset=rows, eval_dataset=rows[:12], compute_metrics=sure)
+    trainer.train(); trainer.save_model()
+    text = (tmp_path/'out'/'README.md').read_text()
+    with torch.no_grad(): right = [int(teacher(torch.tensor([r['input_ids']])).logits.argmax())==r['labels'] for r in rows[:12]]
+    row = next(l for l in text.split('\n') if l.startswith('| eval_accuracy |')).split(' | ')
+    assert '| measure | student | teacher | majority |' in text and row[2:]==[f'{sum(right)/12:.4g}', '0.75 |']
+    assert next(l for l in text.split('\n') if l.startswith('| eval_loss |')).endswith('| – | – |'), 'no measure of answers'
