@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recomputed', 'drawn_scores', 'bootstrap', 'bootstrap_runs',
-           'holm']
+           'over_majority', 'informative', 'holm']
 
 # %% ../nbs/18_significance.ipynb #ef5f1bfc
 from collections.abc import Sequence
@@ -194,6 +194,34 @@ def bootstrap_runs(
             parts.append(bootstrap(t.name, both[:len(found)], both[len(found):], labels, draws).rename(name))
         else: parts.append(pd.DataFrame(np.nan, list(name.values()), ['difference','low','high','p']))
     return pd.concat(parts).rename_axis('metric')
+
+# %% ../nbs/18_significance.ipynb #5f000002
+def over_majority(
+    run:Run,
+    draws:int=2000,
+)->pd.Series: # teacher, majority, difference, low, high (95 %); percent and points; `nan` without predictions
+    "How far the run's teacher is ahead of the most frequent label, in the first metric and dev split."
+    t,names = tasks[run.task],['teacher','majority','difference','low','high']
+    if 'predictions.npz' not in run.record.get('files', {}): return pd.Series(np.nan, names)
+    a,split = run.arrays(),t.dev[0]
+    said,labels = np.asarray(a[f'teacher_{split}'], float),a[f'labels_{split}']
+    same = np.zeros_like(said)
+    if not t.regression: same[:,np.bincount(labels).argmax()] = 1
+    both = [100*drawn_scores(run.task, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item() for o in (said,same)]
+    found = bootstrap(run.task, said[None], same[None], labels, draws).iloc[0]
+    return pd.Series([*both, *found[names[2:]]], names)
+
+def informative(
+    found:Sequence[Run], # Whose runs of a task have one teacher
+)->pd.DataFrame: # Rows tasks in their order, columns as `over_majority` and informative (True, False, or None: not known)
+    "Whether the teacher of each task has something to teach."
+    def first(task):
+        own = [o for o in found if o.task==task]
+        return next((o for o in own if 'predictions.npz' in o.record.get('files', {})), own[0])
+    out = pd.DataFrame({t:over_majority(first(t)) for t in task_order if any(o.task==t for o in found)}).T
+    if not len(out): return pd.DataFrame(columns=['teacher','majority','difference','low','high','informative'])
+    known = [None if np.isnan(v) else bool(v>0) for v in out.low]
+    return out.assign(informative=pd.Series(known, out.index, dtype=object)).rename_axis('task')
 
 # %% ../nbs/18_significance.ipynb #a6b5da13
 def holm(
