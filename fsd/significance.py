@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recomputed', 'drawn_scores', 'bootstrap', 'bootstrap_runs',
-           'over_majority', 'informative', 'holm']
+           'over_majority', 'informative', 'holm', 'error', 'visible']
 
 # %% ../nbs/18_significance.ipynb #ef5f1bfc
 from collections.abc import Sequence
@@ -232,3 +232,24 @@ def holm(
     out,order = np.full(len(v), np.nan),np.argsort(v)[:(~np.isnan(v)).sum()]
     out[order] = np.minimum(1, np.maximum.accumulate(v[order]*np.arange(len(order), 0, -1)))
     return pd.Series(out, p.index)
+
+# %% ../nbs/18_significance.ipynb #5f000012
+def error(
+    a:pd.Series, b:pd.Series, # Of two methods, by seed
+    paired:bool=False,        # Of the same seeds, compared seed by seed
+)->tuple[float,float]: # Standard error of the difference of the means, and degrees of freedom (Welch 1947)
+    "What a t-test sets a difference against; `nan` for fewer than two seeds of either."
+    if min(len(a), len(b))<2: return np.nan, np.nan
+    if paired: return (a-b).std()/len(a)**.5, len(a)-1
+    v,w = a.var()/len(a),b.var()/len(b)
+    return (v+w)**.5, (v+w)**2/(v*v/(len(a)-1)+w*w/(len(b)-1)) if v+w else np.nan
+
+def visible(
+    se:float, df:float, # Standard error of the difference, and degrees of freedom; infinitely many for a normal one
+    level:float=.05,    # Two-sided
+    power:float=.8,
+)->float: # In the unit of `se`; `nan` where there is no spread
+    "The smallest difference that a t-test at this level finds with the probability `power`, nearly."
+    from scipy.stats import t # as in `welch`
+    if not se>0: return np.nan
+    return float((t.ppf(1-level/2, df)+t.ppf(power, df))*se)
