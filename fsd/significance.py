@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recomputed', 'drawn_scores', 'bootstrap', 'task_of',
-           'bootstrap_runs', 'intervals', 'holm']
+           'bootstrap_runs', 'over_majority', 'informative', 'intervals', 'holm', 'error', 'visible']
 
 # %% ../nbs/18_significance.ipynb #ef5f1bfc
 from collections.abc import Sequence
@@ -221,6 +221,34 @@ def bootstrap_runs(
         else: parts.append(pd.DataFrame(np.nan, list(name.values()), ['difference','low','high','p']))
     return pd.concat(parts).rename_axis('metric')
 
+# %% ../nbs/18_significance.ipynb #5f000002
+def over_majority(
+    run:Run,
+    draws:int=2000,
+)->pd.Series: # teacher, majority, difference, low, high (95 %); percent and points; `nan` without predictions
+    "How far the run's teacher is ahead of the most frequent label, in the first metric and dev split."
+    t,names = tasks[run.task],['teacher','majority','difference','low','high']
+    if 'predictions.npz' not in run.record.get('files', {}): return pd.Series(np.nan, names)
+    a,split = run.arrays(),t.dev[0]
+    said,labels = np.asarray(a[f'teacher_{split}'], float),a[f'labels_{split}']
+    same = np.zeros_like(said)
+    if not t.regression: same[:,np.bincount(labels).argmax()] = 1
+    both = [100*drawn_scores(run.task, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item() for o in (said,same)]
+    found = bootstrap(run.task, said[None], same[None], labels, draws).iloc[0]
+    return pd.Series([*both, *found[names[2:]]], names)
+
+def informative(
+    found:Sequence[Run], # Whose runs of a task have one teacher
+)->pd.DataFrame: # Rows tasks in their order, columns as `over_majority` and informative (True, False, or None: not known)
+    "Whether the teacher of each task has something to teach."
+    def first(task):
+        own = [o for o in found if o.task==task]
+        return next((o for o in own if 'predictions.npz' in o.record.get('files', {})), own[0])
+    out = pd.DataFrame({t:over_majority(first(t)) for t in task_order if any(o.task==t for o in found)}).T
+    if not len(out): return pd.DataFrame(columns=['teacher','majority','difference','low','high','informative'])
+    known = [None if np.isnan(v) else bool(v>0) for v in out.low]
+    return out.assign(informative=pd.Series(known, out.index, dtype=object)).rename_axis('task')
+
 # %% ../nbs/18_significance.ipynb #interv01
 def intervals(
     found:Sequence[Run], # Runs of one method on one task
@@ -246,3 +274,24 @@ def holm(
     out,order = np.full(len(v), np.nan),np.argsort(v)[:(~np.isnan(v)).sum()]
     out[order] = np.minimum(1, np.maximum.accumulate(v[order]*np.arange(len(order), 0, -1)))
     return pd.Series(out, p.index)
+
+# %% ../nbs/18_significance.ipynb #5f000012
+def error(
+    a:pd.Series, b:pd.Series, # Of two methods, by seed
+    paired:bool=False,        # Of the same seeds, compared seed by seed
+)->tuple[float,float]: # Standard error of the difference of the means, and degrees of freedom (Welch 1947)
+    "What a t-test sets a difference against; `nan` for fewer than two seeds of either."
+    if min(len(a), len(b))<2: return np.nan, np.nan
+    if paired: return (a-b).std()/len(a)**.5, len(a)-1
+    v,w = a.var()/len(a),b.var()/len(b)
+    return (v+w)**.5, (v+w)**2/(v*v/(len(a)-1)+w*w/(len(b)-1)) if v+w else np.nan
+
+def visible(
+    se:float, df:float, # Standard error of the difference, and degrees of freedom; infinitely many for a normal one
+    level:float=.05,    # Two-sided
+    power:float=.8,
+)->float: # In the unit of `se`; `nan` where there is no spread
+    "The smallest difference that a t-test at this level finds with the probability `power`, nearly."
+    from scipy.stats import t # as in `welch`
+    if not se>0: return np.nan
+    return float((t.ppf(1-level/2, df)+t.ppf(power, df))*se)
