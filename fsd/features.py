@@ -56,9 +56,7 @@ def planned(
     return each | tokens | {f'cls-{l}':((n, width), 'float16') for l in cls}
 
 # %% ../nbs/09_features.ipynb #89680175
-def planned_bytes(
-    plan:dict[str,tuple], # From `planned`
-)->int: # Bytes of the files, their headers included
+def planned_bytes(plan:dict[str,tuple])->int: # Of `planned`; bytes of the files, their headers included
     "How large the arrays will be on disk."
     return sum(128 + math.prod(shape)*np.dtype(kind).itemsize for shape,kind in plan.values())
 
@@ -270,10 +268,8 @@ def _find(self:KeptTeacher, flat:dict[str,np.ndarray], lengths:np.ndarray, idx:n
 
 # %% ../nbs/09_features.ipynb #a05c1562
 @patch
-def check_rows(self:KeptTeacher,
-    rows, # A data set or a list of rows
-):
-    "A `ValueError` naming the first of `rows` that was not kept: asked before, a training does not end in the middle."
+def check_rows(self:KeptTeacher, rows):
+    "A `ValueError` naming the first of `rows`, a data set or a list, that was not kept: asked before, a training does not end in the middle."
     rows = listed(rows)
     self._find(*tokens(rows), row_idx(rows))
 
@@ -306,6 +302,13 @@ def _mask(batch)->Tensor:
     return torch.ones_like(batch['input_ids'], dtype=torch.bool) if m is None else m.bool()
 
 @patch
+def taken(self:KeptTeacher, at:np.ndarray, length:int)->dict[str,Tensor]:
+    "What is kept of the rows `at`, for `length` positions; where they are, if all is on a device."
+    if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
+    hidden = {f'hidden-{l}':self._gather(l, at, length) for l in self._hidden}
+    return {k:torch.from_numpy(x[at]) for k,x in self.arrays().items() if k not in hidden} | hidden
+
+@patch
 def gather(self:KeptTeacher,
     batch:Mapping[str,Tensor], # `input_ids` (N, L), maybe `attention_mask`, `token_type_ids` and `idx`
 )->dict[str,Tensor]:           # Names as `planned`, on the CPU; where the rows are, if their features are on a device
@@ -316,9 +319,7 @@ def gather(self:KeptTeacher,
     seen = {k:batch[k].cpu().numpy() for k in read if k in batch}
     self._check_batch(seen['input_ids'], here)
     at = self._find({k:v[here] for k,v in seen.items() if k!='idx'}, here.sum(1), seen.get('idx'))
-    if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
-    hidden = {f'hidden-{l}':self._gather(l, at, here.shape[1]) for l in self._hidden}
-    return {k:torch.from_numpy(x[at]) for k,x in self.arrays().items() if k not in hidden} | hidden
+    return self.taken(at, here.shape[1])
 
 # %% ../nbs/09_features.ipynb #e5f1a2b3
 @patch
@@ -330,7 +331,8 @@ def __call__(self:KeptTeacher,
     found = {k:v.to(mask.device, non_blocking=True) for k,v in found.items()}
     if self.held: found = self.held(found, mask)
     def of(kind, layers): return {l:found[f'{kind}-{l}'].to(self.dtype) for l in layers}
-    return Features(found['logits'], mask, of('hidden', self._hidden), of('cls', self._cls))
+    sides = {k[5:]:v for k,v in found.items() if k.startswith('side-')}
+    return Features(found['logits'], mask, of('hidden', self._hidden), of('cls', self._cls), sides=sides)
 
 # %% ../nbs/09_features.ipynb #64767a15
 class LiveTeacher:

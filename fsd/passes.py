@@ -37,6 +37,7 @@ class Features:
     keys:dict[int, Tensor] = field(default_factory=dict)       # (N, H, L, d) of block `l`
     values:dict[int, Tensor] = field(default_factory=dict)     # (N, H, L, d) of block `l`
     visible:dict[int, Tensor] = field(default_factory=dict)    # (N or 1, H or 1, L, L) of block `l`
+    sides:dict[str, Tensor] = field(default_factory=dict)      # Of a teacher, what stands for its states: see `fsd.sides`
 
 # %% ../nbs/04_passes.ipynb #0a504724
 def _first(x): return x[0] if isinstance(x, (tuple,list)) else x

@@ -20,14 +20,15 @@ from .card import is_ours, told_by, write_card
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .passes import forward
-from .features import KeptTeacher, LiveTeacher
-from .taught import Taught, hold
+from .features import LiveTeacher
+from .taught import Taught
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
+from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -180,14 +181,12 @@ def train(self:DistillationTrainer,
 @patch
 @contextmanager
 def on_device(self:DistillationTrainer):
-    "Kept features are on the device while it lasts, if they fit there, and the optimizer skips steps if it is told to."
-    holds = isinstance(self.teacher, KeptTeacher) and not next(self.model.parameters()).is_cpu
-    if holds: hold(self.teacher, self.args.device, self.args.device_share)
-    try: yield
-    finally:
-        unguard(self.optimizer)
-        self.unread = None
-        if holds: self.teacher.held = None
+    "Kept features are at hand while it lasts, and the optimizer skips steps if it is told to."
+    with at_hand(self):
+        try: yield
+        finally:
+            unguard(self.optimizer)
+            self.unread = None
 
 # %% ../nbs/10_trainer.ipynb #d3c70005
 @patch
