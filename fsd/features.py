@@ -173,7 +173,7 @@ class KeptTeacher:
         self.held = None # a `fsd.taught.Held`, once all is on a device
 
     def _opened(self, kind:str)->dict[int,np.ndarray]:
-        return {l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in self.needs if k==kind}
+        return {l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in sorted(self.needs) if k==kind}
 
     def arrays(self)->dict[str,np.ndarray]: # Features, under the names of `planned`
         own = dict(hidden=self._hidden, cls=self._cls)
@@ -305,14 +305,13 @@ def _mask(batch)->Tensor:
 def taken(self:KeptTeacher, at:np.ndarray, length:int)->dict[str,Tensor]:
     "What is kept of the rows `at`, for `length` positions; where they are, if all is on a device."
     if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
-    hidden = {f'hidden-{l}':self._gather(l, at, length) for l in self._hidden}
-    return {k:torch.from_numpy(x[at]) for k,x in self.arrays().items() if k not in hidden} | hidden
+    def of(x): return torch.from_numpy(x[at])
+    found = {'logits':of(self.logits)} | {f'hidden-{l}':self._gather(l, at, length) for l in self._hidden}
+    return found | ({'cls':torch.stack([of(x) for x in self._cls.values()], 1)} if self._cls else {})
 
 @patch
-def gather(self:KeptTeacher,
-    batch:Mapping[str,Tensor], # `input_ids` (N, L), maybe `attention_mask`, `token_type_ids` and `idx`
-)->dict[str,Tensor]:           # Names as `planned`, on the CPU; where the rows are, if their features are on a device
-    "What is kept of the rows of the batch, for a call of the teacher."
+def gather(self:KeptTeacher, batch:Mapping[str,Tensor])->dict[str,Tensor]:
+    "What is kept of the rows of a batch of `input_ids` (N, L), for a call of the teacher; `taken` of them."
     if batch.get('input_ids') is None:
         raise ValueError(f"the batch has no 'input_ids', by which rows are found in {self.folder}")
     here,read = _mask(batch).cpu().numpy(),('input_ids','token_type_ids','idx')
@@ -330,9 +329,10 @@ def __call__(self:KeptTeacher,
     mask,found = _mask(batch),batch.get('taught') or self.gather(batch)
     found = {k:v.to(mask.device, non_blocking=True) for k,v in found.items()}
     if self.held: found = self.held(found, mask)
-    def of(kind, layers): return {l:found[f'{kind}-{l}'].to(self.dtype) for l in layers}
+    hidden = {l:found[f'hidden-{l}'].to(self.dtype) for l in self._hidden}
+    cls = dict(zip(self._cls, found['cls'].to(self.dtype).unbind(1))) if self._cls else {}
     sides = {k[5:]:v for k,v in found.items() if k.startswith('side-')}
-    return Features(found['logits'], mask, of('hidden', self._hidden), of('cls', self._cls), sides=sides)
+    return Features(found['logits'], mask, hidden, cls, sides=sides)
 
 # %% ../nbs/09_features.ipynb #64767a15
 class LiveTeacher:

@@ -121,8 +121,9 @@ def taken(self:KeptSides, at:np.ndarray, length:int)->dict[str,Tensor]:
     if self.held:
         places = dict(rows=at, squares=ends-lengths.astype(np.int64)**2, lengths=lengths.astype(np.int64))
         return {k:torch.from_numpy(x) for k,x in places.items()} | pairs
-    def of(x): return _squares(x, ends, lengths, length) if x.ndim==1 else x[at]
-    return {k:torch.from_numpy(of(x)) for k,x in self.arrays().items()} | pairs
+    def of(x): return torch.from_numpy(_squares(x, ends, lengths, length) if x.ndim==1 else x[at])
+    own = {f'side-{k}':of(x) for k,x in self._sides.items() if k!='examples'}
+    return super(KeptSides, self).taken(at, length) | own | pairs
 
 # %% ../nbs/10_sides.ipynb #51de000f
 def keep_sides(

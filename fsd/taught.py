@@ -41,6 +41,8 @@ class Held:
     "All features of a `KeptTeacher` on a device, from which a call takes rows as its `gather` gives them."
     def __init__(self, teacher:KeptTeacher, device:torch.device):
         self.padding,self.arrays = teacher.padding,{k:_to_device(x, device) for k,x in teacher.arrays().items()}
+        cls = [self.arrays.pop(k) for k in [*self.arrays] if k.startswith('cls')]
+        if cls: self.arrays['cls'] = torch.stack(cls, 1) # what the classifier reads goes together, as in a batch
 
     def __call__(self,
         found:dict[str,Tensor], # `rows`, and `starts` of states or `squares` and `lengths` of sides, (N,)

@@ -26,7 +26,7 @@ from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
-from .unread import Unread, can_skip, inner, unguard, why
+from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
@@ -108,9 +108,7 @@ def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
     "Add `values` up for the log; stop if `loss` is not finite, or put it aside where that is not looked at yet."
     if self.unread: self.unread.note(loss, values)
     elif not loss.isfinite(): self.stop(why(loss.item(), {n:v.item() for n,v in values.items()}))
-    for n,v in values.items():
-        total,count = self.sums.get(n, (0,0))
-        self.sums[n] = total+v, count+1
+    self.sums = added(self.sums, values)
 
 # %% ../nbs/10_trainer.ipynb #e25b790c
 @patch
@@ -118,7 +116,7 @@ def log(self:DistillationTrainer, logs, start_time=None):
     "Log also the mean of each term over the steps since the last log in which it took part, before weighting."
     self.settle()
     if 'loss' in logs:
-        logs |= {n: total.item()/count for n,(total,count) in self.sums.items()}
+        logs |= {n: total.item()/count + 0 for n,(total,count) in self.sums.items()} # -0 is 0
         self.sums = {}
     super(DistillationTrainer, self).log(logs, start_time)
 
