@@ -21,7 +21,7 @@ from .rows import collate, listed, row_hashes, row_idx, row_name, rows_fingerpri
 from .kept import fingerprint, kept, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
 from .models import weights_fingerprint
-from .passes import Features, forward
+from .passes import Features, forward, unasked
 from .tasks import counted
 
 # %% ../nbs/09_features.ipynb #61aefddf
@@ -367,7 +367,7 @@ class LiveTeacher:
 def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
     "Run the model, without gradient and dropout."
     model = self.model.eval().to(batch['input_ids'].device)
-    with _autocast(model, self.precision): f = forward(model, batch, self.needs)
+    with _autocast(model, self.precision), unasked(batch['input_ids']): f = forward(model, batch, self.needs)
     f.logits = f.logits.float()
     for k,l in self.needs:
         x,padded = getattr(f, k)[l].to(self.dtype),~(f.mask[...,None] if k=='hidden' else f.mask[:,None,:,None])
