@@ -22,7 +22,7 @@ from .processes import after_first, dealt, kept_by_all, number
 from .kept import fingerprint, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
 from .models import weights_fingerprint
-from .passes import Features, forward
+from .passes import Features, forward, unasked
 from .tasks import counted
 
 # %% ../nbs/09_features.ipynb #61aefddf
@@ -57,9 +57,7 @@ def planned(
     return each | tokens | {f'cls-{l}':((n, width), 'float16') for l in cls}
 
 # %% ../nbs/09_features.ipynb #89680175
-def planned_bytes(
-    plan:dict[str,tuple], # From `planned`
-)->int: # Bytes of the files, their headers included
+def planned_bytes(plan:dict[str,tuple])->int: # Of `planned`; bytes of the files, their headers included
     "How large the arrays will be on disk."
     return sum(128 + math.prod(shape)*np.dtype(kind).itemsize for shape,kind in plan.values())
 
@@ -176,7 +174,7 @@ class KeptTeacher:
         self.held = None # a `fsd.taught.Held`, once all is on a device
 
     def _opened(self, kind:str)->dict[int,np.ndarray]:
-        return {l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in self.needs if k==kind}
+        return {l:np.load(self.folder/f'{kind}-{l}.npy', mmap_mode='r') for k,l in sorted(self.needs) if k==kind}
 
     def arrays(self)->dict[str,np.ndarray]: # Features, under the names of `planned`
         own = dict(hidden=self._hidden, cls=self._cls)
@@ -272,10 +270,8 @@ def _find(self:KeptTeacher, flat:dict[str,np.ndarray], lengths:np.ndarray, idx:n
 
 # %% ../nbs/09_features.ipynb #a05c1562
 @patch
-def check_rows(self:KeptTeacher,
-    rows, # A data set or a list of rows
-):
-    "A `ValueError` naming the first of `rows` that was not kept: asked before, a training does not end in the middle."
+def check_rows(self:KeptTeacher, rows):
+    "A `ValueError` naming the first of `rows`, a data set or a list, that was not kept: asked before, a training does not end in the middle."
     rows = listed(rows)
     self._find(*tokens(rows), row_idx(rows))
 
@@ -308,19 +304,23 @@ def _mask(batch)->Tensor:
     return torch.ones_like(batch['input_ids'], dtype=torch.bool) if m is None else m.bool()
 
 @patch
-def gather(self:KeptTeacher,
-    batch:Mapping[str,Tensor], # `input_ids` (N, L), maybe `attention_mask`, `token_type_ids` and `idx`
-)->dict[str,Tensor]:           # Names as `planned`, on the CPU; where the rows are, if their features are on a device
-    "What is kept of the rows of the batch, for a call of the teacher."
+def taken(self:KeptTeacher, at:np.ndarray, length:int)->dict[str,Tensor]:
+    "What is kept of the rows `at`, for `length` positions; where they are, if all is on a device."
+    if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
+    def of(x): return torch.from_numpy(x[at])
+    found = {'logits':of(self.logits)} | {f'hidden-{l}':self._gather(l, at, length) for l in self._hidden}
+    return found | ({'cls':torch.stack([of(x) for x in self._cls.values()], 1)} if self._cls else {})
+
+@patch
+def gather(self:KeptTeacher, batch:Mapping[str,Tensor])->dict[str,Tensor]:
+    "What is kept of the rows of a batch of `input_ids` (N, L), for a call of the teacher; `taken` of them."
     if batch.get('input_ids') is None:
         raise ValueError(f"the batch has no 'input_ids', by which rows are found in {self.folder}")
     here,read = _mask(batch).cpu().numpy(),('input_ids','token_type_ids','idx')
     seen = {k:batch[k].cpu().numpy() for k in read if k in batch}
     self._check_batch(seen['input_ids'], here)
     at = self._find({k:v[here] for k,v in seen.items() if k!='idx'}, here.sum(1), seen.get('idx'))
-    if self.held: return {'rows':torch.from_numpy(at), 'starts':torch.from_numpy((self._ends-self.lengths)[at])}
-    hidden = {f'hidden-{l}':self._gather(l, at, here.shape[1]) for l in self._hidden}
-    return {k:torch.from_numpy(x[at]) for k,x in self.arrays().items() if k not in hidden} | hidden
+    return self.taken(at, here.shape[1])
 
 # %% ../nbs/09_features.ipynb #e5f1a2b3
 @patch
@@ -331,8 +331,10 @@ def __call__(self:KeptTeacher,
     mask,found = _mask(batch),batch.get('taught') or self.gather(batch)
     found = {k:v.to(mask.device, non_blocking=True) for k,v in found.items()}
     if self.held: found = self.held(found, mask)
-    def of(kind, layers): return {l:found[f'{kind}-{l}'].to(self.dtype) for l in layers}
-    return Features(found['logits'], mask, of('hidden', self._hidden), of('cls', self._cls))
+    hidden = {l:found[f'hidden-{l}'].to(self.dtype) for l in self._hidden}
+    cls = dict(zip(self._cls, found['cls'].to(self.dtype).unbind(1))) if self._cls else {}
+    sides = {k[5:]:v for k,v in found.items() if k.startswith('side-')}
+    return Features(found['logits'], mask, hidden, cls, sides=sides)
 
 # %% ../nbs/09_features.ipynb #64767a15
 class LiveTeacher:
@@ -367,7 +369,7 @@ class LiveTeacher:
 def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
     "Run the model, without gradient and dropout."
     model = self.model.eval().to(batch['input_ids'].device)
-    with _autocast(model, self.precision): f = forward(model, batch, self.needs)
+    with _autocast(model, self.precision), unasked(batch['input_ids']): f = forward(model, batch, self.needs)
     f.logits = f.logits.float()
     for k,l in self.needs:
         x,padded = getattr(f, k)[l].to(self.dtype),~(f.mask[...,None] if k=='hidden' else f.mask[:,None,:,None])

@@ -63,6 +63,7 @@ class DistillationConfig(Knobs, OneDevice):
     logging_nan_inf_filter:bool = False # it would log 0 for a loss that is not a number
     save_total_limit:int|None = 2       # the newest may be cut short by a kill
     device_share:float = .25            # of a GPU's free memory, that kept features may take to lie there as a whole
+    sides:bool|None = None              # keep what a step needs of a teacher, not its states; None: on a GPU, where it is less
 
     def __post_init__(self):
         _refuse(self)

@@ -77,6 +77,23 @@ def _same_shape(logits_s, logits_t):
     check(says, logits_s=(logits_s, 'N C'), logits_t=(logits_t, 'N C'))
 
 # %% ../nbs/06_losses.ipynb #5b700d0a
+class _LeanKD(torch.autograd.Function):
+    "`kd` of logits `s` and `t` (N, C) of one precision."
+    @staticmethod
+    def forward(ctx, s, t, temperature):
+        log_p = (torch.stack([s, t]) / temperature).log_softmax(-1)
+        p = log_p.exp()
+        ctx.save_for_backward(p)
+        ctx.scale = temperature / max(1, len(s))
+        return torch.dot(p[1].flatten(), (log_p[1] - log_p[0]).flatten()) * (ctx.scale * temperature)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dl):
+        p, = ctx.saved_tensors
+        return (p[0] - p[1]) * (dl * ctx.scale), None, None
+
+# %% ../nbs/06_losses.ipynb #leankd01
 def kd(
     logits_s:Tensor, # Student, (N, C)
     logits_t:Tensor, # Teacher, (N, C)
@@ -91,9 +108,10 @@ def kd(
     """
     _same_shape(logits_s, logits_t)
     if not 0<temperature<math.inf: raise ValueError(f"temperature must be above 0 and finite, not {temperature}")
-    s, t = (F.log_softmax(o.to(float_of(o)) / temperature, -1) for o in (logits_s, logits_t.detach()))
-    total, n = F.kl_div(s, t, reduction='sum', log_target=True), max(1, len(s))
-    return total * (temperature**2 / n) if lean(s) else total / n * temperature**2
+    both = logits_s, logits_t.detach()
+    if lean(logits_s): return _LeanKD.apply(*(o.to(float_of(*both)) for o in both), temperature)
+    s, t = (F.log_softmax(o.to(float_of(o)) / temperature, -1) for o in both)
+    return F.kl_div(s, t, reduction='sum', log_target=True) / max(1, len(s)) * temperature**2
 
 # %% ../nbs/06_losses.ipynb #3115f0f2
 def mse_logits(
@@ -256,8 +274,7 @@ class _LeanUnit(torch.autograd.Function):
     "Rows of `x` at length 1; those of zeros stay."
     @staticmethod
     def forward(ctx, x):
-        n = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-        n = n.masked_fill(n==0, torch.inf)
+        n = F.threshold(torch.linalg.vector_norm(x, dim=-1, keepdim=True), 0, torch.inf)
         y = x / n
         ctx.save_for_backward(y, n)
         return y

@@ -10,10 +10,12 @@ __all__ = ['methods', 'one_each', 'of_labelled', 'GlobalTerm', 'find_term', 'fin
 import importlib, pkgutil, re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 import torch.nn.functional as F
 import torch
 from torch import nn, Tensor
 from .balance import Balance, check_shares
+from .cka import unit_of, unit_structure
 from .forms import lean
 from .passes import check_readable
 from .settings import Knobs, resolve, of_both, of_inherited, of_memories, of_rows, of_students, of_teachers
@@ -23,8 +25,8 @@ from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, loca
 from .memory import GlobalStructure
 from . import baselines
 from .paper import method_order
-from .terms import (Method, Pair, Term, as_one, between_states, compared, compared_states, methods,
-                       of_states, schedule_knobs, schedules, soft_labels, terms, weight)
+from .terms import (Method, Pair, Side, Term, as_one, between_states, compared, compared_states, methods,
+                       of_states, schedule_knobs, schedules, side_of, soft_labels, terms, weight)
 
 # %% ../nbs/08_methods.ipynb #1e37eaaa
 def one_each(
@@ -87,8 +89,16 @@ terms['kd'] = Term('softened logits, FSD eq. 1 (Hinton et al. 2015)', _soft, kno
 
 # %% ../nbs/08_methods.ipynb #7edeb168
 _similarity = ('reduction','debiased')
-terms['intra'] = Term('between the tokens of an example, FSD eq. 6', **between_states(intra, *_similarity))
-terms['local'] = Term('between the examples of a batch, FSD eq. 7', **between_states(local, *_similarity, tokens=False))
+def _of_tokens(pair):
+    def make(h, mask): return unit_structure(h, mask, pair.knobs.debiased)
+    return Side('tokens', compared(pair)[1], make, dict(debiased=pair.knobs.debiased))
+
+def _of_examples(pair): # all there is to keep are inner products, whatever becomes of them
+    return Side('examples', compared(pair)[1], partial(unit_of, debiased=pair.knobs.debiased), {})
+
+terms['intra'] = Term('between the tokens of an example, FSD eq. 6', **between_states(intra, *_similarity, side=_of_tokens))
+terms['local'] = Term('between the examples of a batch, FSD eq. 7',
+                      **between_states(local, *_similarity, tokens=False, side=_of_examples))
 
 # %% ../nbs/08_methods.ipynb #6e706974
 class GlobalTerm(nn.Module):
@@ -106,7 +116,9 @@ class GlobalTerm(nn.Module):
         self.structure = GlobalStructure(memory, width, seed=pair.seed, **own)
 
     def forward(self, s, t, labels):
-        h_s,h_t,mask = s.hidden[self.l_s],t.hidden[self.l_t],self.pair.mask
+        h_s,mask,has = s.hidden[self.l_s],self.pair.mask,side_of(t, 'centroids')
+        if has is not None: return self.structure(h_s, None, mask(s), has.unbind(1))
+        h_t = t.hidden[self.l_t]
         if not self.pair.length_s: return self.structure(h_s, h_t, mask(s))
         return self.structure(_filled(h_s, mask(s), self.pair.length_s), _filled(h_t, mask(t), self.pair.memory.shape[1]))
 
@@ -115,8 +127,12 @@ def _filled(h, mask, length):
     if (l := h.shape[1])>length: raise ValueError(f"features have {l} positions, more than the memory's {length}")
     return F.pad(as_one(h, mask), (0, (length-l)*h.shape[2]))
 
+def _of_centroids(pair, term):
+    def make(h, mask): return torch.stack(term.structure.side(h, mask), 1)
+    return Side('centroids', term.l_t, make, dict(memory=pair.memory))
+
 terms['global'] = Term('between examples and centroids, FSD eq. 8 to 10', GlobalTerm, compared_states,
-                       (*of_states,*_similarity,'gamma_m'), memory=True, tokens=False)
+                       (*of_states,*_similarity,'gamma_m'), memory=True, tokens=False, side=_of_centroids)
 
 # %% ../nbs/08_methods.ipynb #0942853a
 _fsd,_hinton = 'Jung et al. 2022, arXiv 2204.08922','Hinton et al. 2015, arXiv 1503.02531'

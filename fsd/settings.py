@@ -133,8 +133,8 @@ class Settings(Epochs, Knobs, Yours):
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0, low=1e-8)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
-    teacher_features:str = setting("kept: computed once and read from disk; live: run the teacher",
-                                   choices=('kept','live'))
+    teacher_features:str = setting("kept: computed once; sides: only what a step needs of it; live: run the teacher",
+                                   choices=('kept','sides','live'))
     student_model:str|None = setting("another pre-trained encoder to cut the student from")
     student_layers:int|None = setting("student's blocks; none is half of the model's", low=1)
     student_blocks:str = setting("blocks that the student keeps: lower, every_other, or their numbers from 1",

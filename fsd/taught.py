@@ -41,17 +41,23 @@ class Held:
     "All features of a `KeptTeacher` on a device, from which a call takes rows as its `gather` gives them."
     def __init__(self, teacher:KeptTeacher, device:torch.device):
         self.padding,self.arrays = teacher.padding,{k:_to_device(x, device) for k,x in teacher.arrays().items()}
+        cls = [self.arrays.pop(k) for k in [*self.arrays] if k.startswith('cls')]
+        if cls: self.arrays['cls'] = torch.stack(cls, 1) # what the classifier reads goes together, as in a batch
 
     def __call__(self,
-        found:dict[str,Tensor], # `rows` and `starts`, (N,)
+        found:dict[str,Tensor], # `rows`, and `starts` of states or `squares` and `lengths` of sides, (N,)
         mask:Tensor,            # (N, L)
     )->dict[str,Tensor]:
-        places = found['starts'][:,None] + torch.arange(mask.shape[1], device=mask.device)
-        def of(name, x):
-            if not name.startswith('hidden'): return x[found['rows']]
+        i = torch.arange(mask.shape[1], device=mask.device)
+        def within(x, places, on):
             h = x[places.clamp(max=len(x)-1)]
-            return h if self.padding=='paper' else h.masked_fill(~mask[...,None], 0)
-        return {k:of(k, x) for k,x in self.arrays.items()}
+            return h if self.padding=='paper' else h.masked_fill(~on, 0)
+        def of(name, x):
+            if name.startswith('hidden'): return within(x, found['starts'][:,None]+i, mask[...,None])
+            if x.ndim>1: return x[found['rows']]
+            first,n = (found[k][:,None,None] for k in ('squares','lengths'))
+            return within(x, first + n*i[:,None] + i, mask[:,:,None] & mask[:,None])
+        return {k:of(k, x) for k,x in self.arrays.items()} | {k:x for k,x in found.items() if k.startswith('side-')}
 
 # %% ../nbs/09_taught.ipynb #b8d2000d
 def _free(device:torch.device)->int:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['terms', 'positions', 'of_states', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pair', 'Term', 'compared',
-           'compared_states', 'as_one', 'between_states', 'same_width', 'Projected', 'between_coordinates', 'Method',
-           'weight', 'beside_vkd']
+           'compared_states', 'as_one', 'Side', 'side_of', 'between_states', 'same_width', 'Projected',
+           'between_coordinates', 'Method', 'weight', 'beside_vkd']
 
 # %% ../nbs/08_terms.ipynb #1230d32f
 from collections.abc import Callable
@@ -57,6 +57,7 @@ class Term:
     labels:bool=False      # Whether it reads the labels: it has nothing to say of rows without them
     tokens:bool=True       # Whether it sets tokens of the student beside those of the teacher, if it needs any
     mean:bool=False        # Whether its value is the mean over the examples of a batch, of one number for each
+    side:Callable|None=None# `(pair, what was built)` to the `Side` that can stand for its hidden states, if any can
 
 terms:dict[str,Term] = {}
 
@@ -99,18 +100,40 @@ def as_one(
     return flat(h, mask)[:,None]
 
 # %% ../nbs/08_terms.ipynb #3c04295c
+@dataclass(frozen=True)
+class Side:
+    "What a term needs of its teacher where that is less than hidden states, and how it is made of these."
+    kind:str       # 'tokens' (N, L, L), 'examples' (N, N) or 'centroids' (N, 2, K): what it is between
+    layer:int      # The teacher's block
+    make:Callable  # `(h, mask)` to it; of 'examples', their inner products (N, N) to it
+    about:dict     # All that it depends on besides the states: tensors, and what JSON can hold
+
+def side_of(
+    t, # `Features` of a teacher
+    kind:str,
+)->Tensor|None: # None where there are states
+    "What stands for the states of `t`."
+    return getattr(t, 'sides', {}).get(kind)
+
+# %% ../nbs/08_terms.ipynb #sides001
 def between_states(
-    loss:Callable, # `(h_s, h_t, mask, *values) -> scalar`
+    loss:Callable, # `(h_s, h_t, mask, *values) -> scalar`; with a `side`, that by its name, too
     *names:str,    # Settings whose values it gets after the mask
     tokens:bool=True, # Whether it compares token with token; a loss that flattens each example does not
-)->dict: # `build`, `needs`, `knobs` and `tokens` of a `Term`
+    side:Callable|None=None, # `Pair` to the `Side` that can take the place of the teacher's states
+)->dict: # `build`, `needs`, `knobs`, `tokens` and `side` of a `Term`
     "A term of the hidden states of the compared blocks."
     def build(pair):
         (l_s,l_t),extra = compared(pair),[getattr(pair.knobs, n) for n in names]
+        kind = side and side(pair).kind
         def one(f, l): return as_one(f.hidden[l], pair.mask(f))
         if pair.length_s: return lambda s,t,labels: loss(one(s, l_s), one(t, l_t), None, *extra)
-        return lambda s,t,labels: loss(s.hidden[l_s], t.hidden[l_t], pair.mask(s), *extra)
-    return dict(build=build, needs=compared_states, knobs=(*of_states,*names), tokens=tokens)
+        def term(s, t, labels):
+            if (has := side_of(t, kind)) is not None: return loss(s.hidden[l_s], None, pair.mask(s), *extra, side=has)
+            return loss(s.hidden[l_s], t.hidden[l_t], pair.mask(s), *extra)
+        return term
+    of = side and (lambda pair, term: side(pair))
+    return dict(build=build, needs=compared_states, knobs=(*of_states,*names), tokens=tokens, side=of)
 
 # %% ../nbs/08_terms.ipynb #59ff0162
 def same_width(pair:Pair, what:str):

@@ -19,17 +19,18 @@ from .card import is_ours, told_by, write_card
 from .settings import that_matter
 from .kept import fingerprint, newest_valid, plain as in_json, read_json, seal, verify
 from .passes import forward
-from .features import KeptTeacher, LiveTeacher
-from .taught import Taught, hold
+from .features import LiveTeacher
+from .taught import Taught
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
-from .unread import Unread, can_skip, inner, unguard, why
+from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .together import Reach, Whole, check_processes, differ, rows_of_last
 from .processes import by_first, several
 from .shares import Shares
+from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, Pushes, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -113,9 +114,7 @@ def note(self:DistillationTrainer, loss:Tensor, values:dict[str,Tensor]):
     "Add `values` up for the log; stop if `loss` is not finite, or put it aside where that is not looked at yet."
     if self.unread: self.unread.note(loss, values)
     elif not loss.isfinite(): self.stop(why(loss.item(), {n:v.item() for n,v in values.items()}))
-    for n,v in values.items():
-        total,count = self.sums.get(n, (0,0))
-        self.sums[n] = total+v, count+1
+    self.sums = added(self.sums, values)
 
 # %% ../nbs/10_trainer.ipynb #e25b790c
 @patch
@@ -123,7 +122,7 @@ def log(self:DistillationTrainer, logs, start_time=None):
     "Log also the mean of each term over the steps since the last log in which it took part, before weighting."
     self.settle()
     if 'loss' in logs:
-        logs |= {n: total.item()/count for n,(total,count) in self.sums.items()}
+        logs |= {n: total.item()/count + 0 for n,(total,count) in self.sums.items()} # -0 is 0
         self.sums = {}
     super(DistillationTrainer, self).log(logs, start_time)
 
@@ -186,14 +185,12 @@ def train(self:DistillationTrainer,
 @patch
 @contextmanager
 def on_device(self:DistillationTrainer):
-    "Kept features are on the device while it lasts, if they fit there, and the optimizer skips steps if it is told to."
-    holds = isinstance(self.teacher, KeptTeacher) and not next(self.model.parameters()).is_cpu
-    if holds: hold(self.teacher, self.args.device, self.args.device_share)
-    try: yield
-    finally:
-        unguard(self.optimizer)
-        self.unread = None
-        if holds: self.teacher.held = None
+    "Kept features are at hand while it lasts, and the optimizer skips steps if it is told to."
+    with at_hand(self):
+        try: yield
+        finally:
+            unguard(self.optimizer)
+            self.unread = None
 
 # %% ../nbs/10_trainer.ipynb #d3c70005
 @patch

@@ -12,6 +12,8 @@ from fsd.forms import lean_form
 from fsd.given import DistillationConfig
 from fsd.job import NonFinite
 from fsd.kept import verify
+from fsd.methods import find_method, methods
+from fsd.sides import KeptSides
 from fsd.rows import collate
 from fsd.trainer import DistillationTrainer
 
@@ -25,7 +27,7 @@ def on_a_device(monkeypatch):
 @pytest.fixture
 def make(tmp_path):
     "`make(method, …)`: a trainer in the folder `name`; what is not given is usual, settings go by `conf`."
-    def make(method='vkd', teacher=None, kind=DistillationTrainer, conf={}, name='out', rows=rows, **kw):
+    def make(method='vkd', teacher=None, kind=DistillationTrainer, conf={}, name='out', rows=rows, memory=memory, **kw):
         usual = dict(output_dir=str(tmp_path/name), max_length=16, per_device_train_batch_size=8, num_train_epochs=1, logging_steps=100, save_steps=100, learning_rate=1e-2,
                      disable_tqdm=True, use_cpu=True, report_to='none')
         return kind(tiny(2, 1), teacher or tiny(4), DistillationConfig(**usual | conf), method, memory, rows, **kw)
@@ -79,9 +81,10 @@ def test_a_step_reads_nothing_back_that_transformers_own_does_not(make, plain, o
     if t.teacher: t = make(method, keep_features(tiny(4), rows, t.objective.needs_t, tmp_path/'kept', padding, 16, 0), conf=conf | dict(padding=padding))
     assert read_back(t)==plain(**conf)
 
+@pytest.mark.parametrize('padding', ['paper', 'masked'])
 @pytest.mark.parametrize('method', ['minilm', 'fsd'])
-def test_a_live_teacher_reads_its_mask_as_the_student_does_and_nothing_else(make, plain, on_a_device, method):
-    assert read_back(make(method))==2*plain()
+def test_a_live_teacher_reads_nothing_back_that_transformers_own_student_does_not(make, plain, on_a_device, method, padding):
+    assert read_back(make(method, conf=dict(padding=padding)))==plain()
 
 def test_on_a_cpu_each_step_is_looked_at(make, plain): assert read_back(make('nods'))>plain()
 
@@ -157,3 +160,35 @@ def test_an_optimizer_that_was_given_is_given_back_without_the_flag(make, on_a_d
     t.train()
     assert t.unread is None and not hasattr(t.optimizer.optimizer, 'found_inf')
     t.optimizer.optimizer.step() # no gradients: nothing happens
+
+# ---------------------------------------------------------------- a bad number in any term
+
+own = {n:m for m in methods if find_method(m).student=='lower' and not find_method(m).schedule for n in find_method(m).spelled(2)}
+
+@pytest.mark.parametrize('term', own)
+def test_a_bad_number_is_found_in_each_term_of_the_lean_form_and_named(make, on_a_device, term):
+    t = make(own[term], conf=dict(max_steps=5))
+    usual,step = t.objective.terms[term],lambda: t.state.global_step
+    t.objective.terms[term] = lambda s, teacher, labels: usual(s, teacher, labels)*(math.nan if step()==3 else 1)
+    with pytest.raises(NonFinite, match=rf"step 4: the loss is nan because of '{term}'.*kept in .*checkpoint-3$"): t.train()
+    assert all(p.isfinite().all() for p in weights(t)) and verify(Path(t.args.output_dir)/'checkpoint-3')['step']==3
+
+# ---------------------------------------------------------------- what a step needs of a teacher
+
+@pytest.mark.parametrize('padding', ['paper', 'masked'])
+@pytest.mark.parametrize('method', ['fsd_i', 'fsd_l', 'fsd_g', 'fsd'])
+@pytest.mark.parametrize('on', ['a CPU', 'a device'])
+def test_a_training_by_sides_is_that_by_states(make, monkeypatch, tmp_path, method, padding, on):
+    if on=='a device': monkeypatch.setattr(torch.Tensor, 'is_cpu', property(lambda x: False), raising=False)
+    wide = dict(hidden_size=64) # so that a structure is less than the states
+    def trained(sides, resume=None):
+        t = make(method, kept, name=str(sides), conf=dict(padding=padding, sides=sides, learning_rate=1e-3, save_steps=3), memory=centroids)
+        seen,t.log = [],lambda logs, *a, log=t.log: (seen.append(t.teacher), log(logs, *a))
+        t.train(resume)
+        assert {isinstance(x, KeptSides) for x in seen}=={sides is not False} and t.teacher is kept
+        return weights(t), [v for l in t.state.log_history for k,v in l.items() if k in ('loss','ce','kd','intra','local','global')]
+    kept,centroids = keep_features(tiny(4, **wide), rows, {('hidden',3)}, tmp_path/'kept', padding, 16, 0),torch.randn(5, 16, 64)
+    a,b = trained(False),trained(True)
+    assert len(a[1])>=6 and a[1]==pytest.approx(b[1], rel=2e-3, abs=1e-4) # weights follow the signs of gradients near 0
+    if on=='a device': assert same(trained(None)[0], b[0])
+    assert same(trained(True, True)[0], b[0]) # its last checkpoint is of this training, and there is nothing left to do

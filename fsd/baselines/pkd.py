@@ -11,8 +11,9 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from ..forms import check, check_mask, float_of
+from ..forms import check, check_mask, float_of, lean
 from ..losses import flat, mse, unit
 from ..terms import Term, beside_vkd, between_coordinates, methods, positions, terms
 
@@ -50,6 +51,25 @@ def _checked(states_s, states_t, shape):
     return [h.to(dtype) for h in states_s], [h.detach().to(dtype) for h in states_t]
 
 # %% ../../nbs/baselines/pkd.ipynb #f8d61ed9
+class _LeanPatience(torch.autograd.Function):
+    "Mean squared difference of the first and the second half of states (n, d), all at length 1; those of zeros stay."
+    @staticmethod
+    def forward(ctx, *states):
+        x = torch.stack(states).unflatten(0, (2, -1))
+        size = F.threshold(torch.linalg.vector_norm(x, dim=-1, keepdim=True), 0, torch.inf)
+        x = x / size
+        ctx.save_for_backward(x, size)
+        return F.mse_loss(*x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dl):
+        (y, t), size = ctx.saved_tensors
+        dy = torch.ops.aten.mse_loss_backward(dl, y, t, 1)
+        dx = torch.addcmul(dy, y, (dy * y).sum(-1, keepdim=True), value=-1) / size[0]
+        return *dx.unbind(), *[None]*len(t)
+
+# %% ../../nbs/baselines/pkd.ipynb #leanpkd1
 def pkd(
     states_s:Sequence[Tensor], # Student's states that its classifier reads, (N, D) of each layer
     states_t:Sequence[Tensor], # Teacher's, layer by layer those to follow
@@ -62,7 +82,9 @@ def pkd(
     >>> pkd([torch.tensor([[3., 0.]])], [torch.tensor([[0., 5.]])])
     tensor(1.)
     """
-    s, t = (torch.stack(o) for o in _checked(states_s, states_t, 'N D'))
+    s, t = _checked(states_s, states_t, 'N D')
+    if normalise and lean(s[0]) and s[0].numel(): return _LeanPatience.apply(*s, *t)
+    s, t = torch.stack(s), torch.stack(t)
     return mse(unit(s), unit(t)) if normalise else mse(s, t)
 
 # %% ../../nbs/baselines/pkd.ipynb #2d579f53

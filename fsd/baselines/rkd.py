@@ -85,49 +85,42 @@ def rkd_angle(
     return _loss(_cosines, *_grams(x_s, x_t)).to(float_of(x_s, x_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #leanrkd1
-def _lean_relations(x):
-    "Features `x` (n, d) less their mean, one over distances (0 for equal examples), relative distances, their mean, cosines."
-    rows = x - x.mean(0)
-    k = rows @ rows.mT
-    norms = k.diagonal()
-    sq = torch.sub(norms[:, None] + norms, k, alpha=2)
-    same = sq <= norms.amax() * rounding(k)
+def _lean_relations(k):
+    "Of centred Gram matrices (b, n, n): one over distances (0 for equal examples), relative distances, their mean (b, 1, 1), cosines."
+    norms, pairs = k.diagonal(0, 1, 2), max(1, k.shape[1] * (k.shape[1] - 1))
+    sq = torch.sub(norms[:, :, None] + norms[:, None], k, alpha=2)
+    same = sq <= (norms.amax(1) * rounding(k))[:, None, None]
     d = sq.masked_fill_(same, 0).sqrt()
-    mean = (d.sum() / max(1, len(d) * (len(d) - 1))).clamp(min=torch.finfo(k.dtype).tiny)
+    mean = (d.sum((1, 2), keepdim=True) / pairs).clamp(min=torch.finfo(k.dtype).tiny)
     near = d.reciprocal().masked_fill_(same, 0)
-    u = torch.sub(k, norms[:, None], alpha=.5)
-    return rows, near, d / mean, mean, (k - u[:, :, None] - u[:, None]) * near[:, :, None] * near[:, None]
+    u = torch.sub(k, norms[:, :, None], alpha=.5)
+    cos = (k[:, None] - u[..., None] - u[:, :, None]) * near[..., None] * near[:, :, None]
+    return near, d / mean, mean, cos
 
 # %% ../../nbs/baselines/rkd.ipynb #leanrkd2
 class _LeanRKD(torch.autograd.Function):
-    "`rkd` of `x_s` (n, d) with a teacher's relative distances and cosines."
+    "`rkd` of `x_s` (n, d_s) with `x_t` (n, d_t)."
     @staticmethod
-    def forward(ctx, x_s, far_t, cos_t, distance, angle):
-        rows, near, far, mean, cos = _lean_relations(x_s)
-        ctx.save_for_backward(rows, near, far, mean, cos, far_t, cos_t)
+    def forward(ctx, x_s, x_t, distance, angle):
+        rows, rows_t = x_s - x_s.mean(0), x_t - x_t.mean(0)
+        near, far, mean, cos = _lean_relations(torch.stack([rows @ rows.mT, rows_t @ rows_t.mT]))
+        ctx.save_for_backward(rows, near, far, mean, cos)
         ctx.weights = distance, angle
-        return torch.add(F.smooth_l1_loss(far, far_t) * distance, F.smooth_l1_loss(cos, cos_t), alpha=angle)
+        return torch.add(F.smooth_l1_loss(*far) * distance, F.smooth_l1_loss(*cos), alpha=angle)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dl):
-        rows, near, far, mean, cos, far_t, cos_t = ctx.saved_tensors
-        y, z = (torch.ops.aten.smooth_l1_loss_backward(dl * w, a, b, 1, 1.)
-                for w, a, b in zip(ctx.weights, (far, cos), (far_t, cos_t)))
+        rows, near, far, mean, cos = ctx.saved_tensors
+        y, z = (torch.ops.aten.smooth_l1_loss_backward(dl * w, *o, 1, 1.) for w, o in zip(ctx.weights, (far, cos)))
+        near, far, mean, cos = (o[0] for o in (near, far, mean, cos))
         with uncast(rows):
             w = z * near[:, :, None] * near[:, None]
             y = (y - torch.dot(y.flatten(), far.flatten()) / max(1, len(far) * (len(far) - 1))) / mean * near
             q = torch.sub(y, (z * cos).sum(2) * near * near, alpha=2)
             p = torch.add(w.sum(2), q, alpha=.5)
             s = w.sum(0) - p - p.mT
-            return torch.addmm(rows * s.sum(1, keepdim=True), s, rows, beta=-2, alpha=2), None, None, None, None
-
-# %% ../../nbs/baselines/rkd.ipynb #leanrkd3
-def _lean_rkd(x_s, x_t, distance, angle):
-    "`rkd` of flat features of one precision."
-    with uncast(x_s):
-        far_t, cos_t = _lean_relations(x_t)[2::2]
-        return _LeanRKD.apply(x_s, far_t, cos_t, distance, angle)
+            return torch.addmm(rows * s.sum(1, keepdim=True), s, rows, beta=-2, alpha=2), None, None, None
 
 # %% ../../nbs/baselines/rkd.ipynb #30e6aa12
 def rkd(
@@ -147,8 +140,10 @@ def rkd(
     0.0
     """
     check_shapes(h_s, h_t, mask)
-    if lean(h_s) and len(h_s): return _lean_rkd(*(flat(h, mask).to(float_of(h_s, h_t)) for h in (h_s, h_t.detach())), distance, angle)
-    k = _grams(flat(h_s, mask), flat(h_t, mask))
+    both = flat(h_s, mask), flat(h_t.detach(), mask)
+    if lean(h_s) and len(h_s):
+        with uncast(h_s): return _LeanRKD.apply(*(h.to(float_of(*both)) for h in both), distance, angle)
+    k = _grams(*both)
     return (distance * _loss(_relative, *k) + angle * _loss(_cosines, *k)).to(float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/rkd.ipynb #91705d6c
