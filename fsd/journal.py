@@ -47,7 +47,7 @@ def open_study(
     name:str,
     folder:Path,           # Where the journal and its lock lie; made if it is not there
     storage:str|None=None, # URL of a database server, which then keeps the list instead of the journal
-)->tuple[optuna.Study,BaseStorage,FileLock]: # The study, its list, a lock for what one process of this machine does at a time
+)->tuple[optuna.Study,BaseStorage,FileLock]: # The study, its list, and a lock for what one process does at a time
     "Optuna's study called `name`, made or found; the higher the value of a trial, the better."
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
