@@ -139,19 +139,19 @@ _fsd,_hinton = 'Jung et al. 2022, arXiv 2204.08922','Hinton et al. 2015, arXiv 1
 _intra,_local,_global = {'intra':'beta*gamma_i'}, {'local':'beta*gamma_l'}, {'global':'beta*gamma_g'}
 
 methods |= {
-    'nods':   Method('none', 'no distillation: fine-tuning on the labels', {'ce':'1'}, look=('noDS', '#b5b5b5', 'o')),
-    'vkd':    Method(_hinton, 'labels and softened logits', soft_labels, look=('VKD', '#56b4e9', '^')),
-    'fsd_i':  Method(_fsd, 'vkd and the intra structure', soft_labels|_intra, look=('FSD$_I$', '#fbd9c5', '<')),
-    'fsd_l':  Method(_fsd, 'vkd and the local inter structure', soft_labels|_local, look=('FSD$_L$', '#f7b791', '>')),
-    'fsd_g':  Method(_fsd, 'vkd and the global inter structure', soft_labels|_global, look=('FSD$_G$', '#f0965f', 'p')),
-    'fsd_il': Method(_fsd, 'vkd, intra and local', soft_labels|_intra|_local, look=('FSD$_{IL}$', '#e67a33', 'h')),
+    'nods':   Method('none', 'no distillation: fine-tuning on the labels', {'ce':'1'}, look=('noDS', '#686868', 'o')),
+    'vkd':    Method(_hinton, 'labels and softened logits', soft_labels, look=('VKD', '#3e92ed', '^')),
+    'fsd_i':  Method(_fsd, 'vkd and the intra structure', soft_labels|_intra, look=('FSD$_I$', '#ae8d79', '<')),
+    'fsd_l':  Method(_fsd, 'vkd and the local inter structure', soft_labels|_local, look=('FSD$_L$', '#ab6c49', '>')),
+    'fsd_g':  Method(_fsd, 'vkd and the global inter structure', soft_labels|_global, look=('FSD$_G$', '#d57b44', 'p')),
+    'fsd_il': Method(_fsd, 'vkd, intra and local', soft_labels|_intra|_local, look=('FSD$_{IL}$', '#ad410a', 'h')),
     'fsd':    Method(_fsd, 'vkd and all three structures', soft_labels|_intra|_local|_global,
                      look=('FSD', '#d55e00', '*'))}
 
 # %% ../nbs/08_methods.ipynb #8d2d4e04
 methods['wid'] = Method('Wu et al. 2024, arXiv 2305.09098',
     'weights inherited by shrinking the teacher itself, on the labels and, below alpha = 1, the logits',
-    soft_labels, student='inherited', look=('WID', '#f0e442', 'H'))
+    soft_labels, student='inherited', look=('WID', '#7b6a3b', 'H'))
 
 # %% ../nbs/08_methods.ipynb #b398a18a
 for _m in pkgutil.iter_modules(baselines.__path__): importlib.import_module(f'{baselines.__name__}.{_m.name}')

@@ -32,7 +32,7 @@ def style():
     return plt.rc_context(_style)
 
 # %% ../nbs/14_plots.ipynb #ad65101d
-_spare = ('#e69f00','#a0522d','#708090','#ff8fa3','#a5e65a'),((8,1,0),(7,1,0),(9,1,0),(10,1,0),(3,0,90),(3,1,90))
+_spare = ('#b27b00','#a0522d','#708090','#d9536f','#5c9a1f'),((8,1,0),(7,1,0),(9,1,0),(10,1,0),(3,0,90),(3,1,90))
 
 def _from_name(method:str)->tuple:
     code,(colors,markers) = crc32(method.encode()),_spare

@@ -216,12 +216,15 @@ def save_table(
     name:str, # Of the files, without suffix
     decimals:int=2, # In the Markdown; the CSV keeps eight digits
     says:str='', # Markdown to stand above the table: a heading, what the numbers are; empty rows and columns are then left out below it
+    turned:bool=False, # Rows to columns in the Markdown: many methods are easier to read as rows
 )->list[Path]: # The CSV and the Markdown file
     "Write `frame` to `outputs()/'tables'`, the same bytes each time."
     if not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
     csv = _flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n')
-    text = f'{says.strip()}\n\n{markdown(_filled(frame), decimals)}' if says else markdown(frame, decimals)
+    shown = _filled(frame) if says else frame
+    if turned: shown = shown.T.rename_axis('method')
+    text = (f'{says.strip()}\n\n' if says else '')+markdown(shown, decimals)
     out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in ('csv','md')]
     for path,content in zip(out, (csv, text)):
         with atomic(path) as tmp: tmp.write_bytes(content.encode())

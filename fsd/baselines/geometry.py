@@ -93,6 +93,6 @@ terms['gram'] = Term('distance of the Gram matrices', **between_states(gram_dist
 
 # %% ../../nbs/baselines/geometry.ipynb #312423b4
 methods['procrustes'] = beside_vkd('after arXiv 2509.25253', 'the distance after the best rotation', 'procrustes',
-    look=('Procrustes', '#5f6f12', (6,1,0)))
+    look=('Procrustes', '#586421', (6,1,0)))
 methods['gram'] = beside_vkd('after arXiv 2509.25253', 'the distance of Gram matrices', 'gram',
-    look=('Gram', '#b3bf5e', (4,1,45)))
+    look=('Gram', '#8b9547', (4,1,45)))

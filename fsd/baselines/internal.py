@@ -158,8 +158,8 @@ schedules.update({kind: _schedule(kind) for kind in ('progressive','stacked')})
 # %% ../../nbs/baselines/internal.ipynb #187ab7c1
 _paper, _parts = 'Aguilar et al. 2020, arXiv 1910.03723', ('attention_*', 'cls_*')
 methods['internal'] = beside_vkd(_paper, 'attention of every block and what the classifier reads', *_parts,
-    look=('internal', '#8c6d1f', 'd'))
+    look=('internal', '#6f5500', 'd'))
 methods['internal_progressive'] = beside_vkd(_paper, 'before it, one block after another', *_parts,
-    schedule='progressive', look=('int., progressive', '#bd9e4a', (2,1,0)))
+    schedule='progressive', look=('int., progressive', '#ad9044', (2,1,0)))
 methods['internal_stacked'] = beside_vkd(_paper, 'before it, a growing stack of blocks', *_parts,
-    schedule='stacked', look=('int., stacked', '#e0cf9a', r'$\clubsuit$'))
+    schedule='stacked', look=('int., stacked', '#a2915d', r'$\clubsuit$'))

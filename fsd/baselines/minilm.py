@@ -219,4 +219,4 @@ terms['minilm_v2'] = Term('query, key and value relations of the last block, Wan
 methods['minilm'] = beside_vkd('Wang et al. 2020, arXiv 2002.10957', "the last block's attention and values", 'minilm',
     look=('MiniLM', '#cc79a7', 'P'))
 methods['minilm_v2'] = beside_vkd('Wang et al. 2021, arXiv 2012.15828',
-    "relations of the last block's queries, keys and values", 'minilm_v2', look=('MiniLMv2', '#e8c4d8', (4,1,0)))
+    "relations of the last block's queries, keys and values", 'minilm_v2', look=('MiniLMv2', '#ab889b', (4,1,0)))

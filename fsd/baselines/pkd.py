@@ -125,4 +125,4 @@ terms['pkd_sequence'] = Term('whole sequences of the layers below, FSD released 
 methods['pkd'] = beside_vkd('Sun et al. 2019, arXiv 1908.09355', 'what the classifier reads, in lower layers', 'pkd',
     look=('PKD', '#009e73', 'v'))
 methods['pkd_sequence'] = beside_vkd('PKD as in the released code of FSD', 'the whole sequences of lower layers',
-    'pkd_sequence', look=('PKD, sequence', '#80ceb9', (3,1,180)))
+    'pkd_sequence', look=('PKD, sequence', '#358d6c', (3,1,180)))

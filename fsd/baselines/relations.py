@@ -189,10 +189,10 @@ terms['rcka'] = Term('uncentred alignment of logits, Zhou et al. 2024',
 
 # %% ../../nbs/baselines/relations.ipynb #8d942bca
 methods['sp'] = beside_vkd('Tung and Mori 2019, arXiv 1907.09682', 'similarities between examples', 'sp',
-    look=('SP', '#3b3f9c', (3,1,0)))
+    look=('SP', '#44347e', (3,1,0)))
 methods['cckd'] = beside_vkd('Peng et al. 2019, arXiv 1904.01802', 'Gaussian similarities between examples', 'cckd',
-    look=('CCKD', '#8f93d6', '8'))
+    look=('CCKD', '#878bce', '8'))
 methods['rcka'] = beside_vkd('Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of logits', 'rcka',
-    look=('RCKA', '#8a3ea8', r'$\spadesuit$'))
+    look=('RCKA', '#6a35a9', r'$\spadesuit$'))
 methods['pcka'] = beside_vkd('after Zhou et al. 2024, arXiv 2401.11824', 'uncentred alignment of chunks of tokens',
-    'pcka', look=('PCKA', '#c69bd8', (5,0,180)))
+    'pcka', look=('PCKA', '#8053a8', (5,0,180)))

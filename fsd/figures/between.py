@@ -75,10 +75,16 @@ def _percent(*x:float)->str:
     "Whole percents, '43 to 51', each said once."
     return ' to '.join(dict.fromkeys(str(round(100*v)).replace('-','−') for v in x))
 
+def _too_short(low:float, high:float)->bool:
+    "Whether a share says nothing: it may be anything within half of the way, or is off by twice the way."
+    return high-low>.5 or min(low, high)<-2
+
 def _share_words(v, nods)->str:
-    "The share in percent, with ± where both students have several seeds."
+    "The share in percent, with ± where both students have several seeds; words where the way is too short for one."
+    said = share(np.mean(v), np.mean(nods))
+    if _too_short(said, said): return 'short way'
     spread = f' ± {_percent(share_spread(v, nods))}' if min(len(v), len(nods))>1 else ''
-    return f'{_percent(share(np.mean(v), np.mean(nods)))}{spread} %'
+    return f'{_percent(said)}{spread} %'
 
 # %% ../../nbs/figures/fig5_between.ipynb #4f42cc66
 def _column(ax, words:dict, methods:list[str]):
@@ -133,8 +139,9 @@ def _row(
 ):
     "A task: both estimators, and the shares of the paper's numbers."
     ours = _half(axs[0], axs[1], frame.biased, theirs, methods, absent)
-    shares = {m:f"{_percent(*printed_share(v, theirs['nods']))} %" for m,v in theirs.items() if m!='nods'}
-    _column(axs[2], shares, methods)
+    shares = {m:printed_share(v, theirs['nods']) for m,v in theirs.items() if m!='nods'}
+    said = {m:'short way' if _too_short(*s) else f'{_percent(*s)} %' for m,s in shares.items()}
+    _column(axs[2], said, methods)
     n = {m:len(ours.get(m, ())) for m in methods}
     methods_axis([axs[0]], methods, n if max(n.values())>1 else None)
     _half(axs[3], axs[4], frame.debiased, {}, methods, absent)
@@ -158,7 +165,7 @@ def between(
     heights = [.17*len(shown[t])+.35 for t in only]
     drawn = [o for o,known in zip(found, frame.biased.notna()) if known]
     words = (f'Mean diagonal CKA with the teacher, {padded[padding]}\n'
-             'in words: share of the way from noDS to the teacher')
+             'right: nearer to the teacher; numbers: share of the way from noDS to the teacher')
     layout = dict(height_ratios=[*heights,.4], width_ratios=[1,.42,.52,1,.42], sharey='row')
     with style():
         fig,axs = figure(rows=len(only)+1, cols=5, size=(6.5,sum(heights)+1.3), whole=True, **layout,
@@ -189,7 +196,7 @@ def _printed(ax, task:str, y:int):
 def published()->Figure:
     "The paper's methods on the way from noDS, at 0, to the teacher, at 100, by its Table 6; a row per task."
     title = ("Paper, Table 6: share of the way from noDS to the teacher\n"
-             "bars: what rounding to three digits leaves open")
+             "lines: noDS at 0, teacher at 100; bars: what rounding to three digits leaves open")
     with style():
         fig,axs = figure(title, size=(6.5,4.1), whole=True)
         ax = axs[0,0]

@@ -39,11 +39,9 @@ def _cap(ax, curves:dict[str,pd.Series], highest:dict[str,float]):
     if curve.iloc[-1]<top: top = 1.25*max(highest[second], curve.iloc[-1])
     if highest[first]<1.5*highest[second] or curve.max()<top: return
     ax.set_ylim(top=top)
-    at = curve.idxmax()
-    left = at<np.mean(ax.get_xlim())
     words = f"↑ {look(first)['label']}: peak {curve.max():.2g}, end {curve.iloc[-1]:.2g}"
-    ax.annotate(words, (at,1), (8 if left else -8,-2), xycoords=('data','axes fraction'),
-                textcoords='offset points', ha='left' if left else 'right', va='top', fontsize=8)
+    ax.set_title(ax.get_title(), pad=15) # the words stand above the axes, where no line is
+    ax.annotate(words, (0,1), (2,2), xycoords='axes fraction', textcoords='offset points', va='bottom', fontsize=8)
 
 def _curve(ax, by_seed:pd.DataFrame, method:str, place:int)->pd.Series: # The mean
     "A method's mean with a band over its seeds; its marks begin at a `place` of its own."
@@ -57,13 +55,19 @@ def _curve(ax, by_seed:pd.DataFrame, method:str, place:int)->pd.Series: # The me
     return mean
 
 # %% ../../nbs/figures/fig6_relations.ipynb #cc44436e
-def _names(methods:list[str], ran:set[str], seeds:dict[str,int])->list[Line2D]:
-    "What the legend says of each method: its look and number of seeds, or why it has no line."
+def _rates(found:list[Run])->dict[str,str]: # Empty where all have the same
+    "The learning rate of each method, if the methods differ in it: a student with a higher one moves faster."
+    known = {o.method:lr for o in found if (lr := o.record['settings'].get('lr'))}
+    of = {m:f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-') for m,lr in known.items()}
+    return of if len(set(of.values()))>1 else {}
+
+def _names(methods:list[str], ran:set[str], seeds:dict[str,int], rates:dict[str,str]={})->list[Line2D]:
+    "What the legend says of each method: its look, number of seeds and rate, or why it has no line."
     def line(m):
         l,why = look(m),'not recorded' if m in ran else 'not run'
         if m not in seeds: return Line2D([], [], ls='', label=f"{l['label']}: {why}")
         look_ = dict(color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=6)
-        return Line2D([], [], label=f"{l['label']} ({seeds[m]})", **look_)
+        return Line2D([], [], label=f"{l['label']} ({', '.join(filter(None, [str(seeds[m]), rates.get(m)]))})", **look_)
     return [line(m) for m in methods]
 
 # %% ../../nbs/figures/fig6_relations.ipynb #d7073928
@@ -79,10 +83,12 @@ def relation_curves(
     methods = students(found) if methods is None else methods
     watched = [o for o in found if o.method in methods and len(probes([o], padding, on))]
     seen = dict(iter(probes(watched, padding, on).groupby('method')))
+    rates = _rates(watched)
     title = (f"{tasks[task].folder}: difference from the teacher's relations, {padded[padding]}\n"
-             f'{batches[on]}; lines: means, bands: lowest to highest seed')
+             f'lower is nearer to the teacher; {batches[on]}\nlines: means, bands: lowest to highest seed; in brackets: '
+             f"seeds{', learning rate'*bool(rates)}")
     with style():
-        fig,axs = figure(rows=2, cols=2, size=(7.8,4.6), whole=True, sharex=True, **caption(title, watched))
+        fig,axs = figure(rows=2, cols=2, size=(7.8,4.9), whole=True, sharex=True, **caption(title, watched))
         for ax,(q,name) in zip(axs.flat, quantities.items()):
             ax.set_title(name)
             if not seen: hole(ax, 'not recorded' if found else 'not run')
@@ -93,7 +99,7 @@ def relation_curves(
         for ax in axs[-1]: ax.set_xlabel('optimizer step')
         for ax,unit in zip(axs.flat, ('units of the features','of cosines')*2):
             ax.set_ylabel(f'mean |difference|\n({unit})')
-        lines = _names(methods, {o.method for o in found}, {m:g.seed.nunique() for m,g in seen.items()})
+        lines = _names(methods, {o.method for o in found}, {m:g.seed.nunique() for m,g in seen.items()}, rates)
         legend = fig.legend(handles=lines, loc='outside right center')
         for text,m in zip(legend.get_texts(), methods): text.set_color('black' if m in seen else '0.35')
     return fig

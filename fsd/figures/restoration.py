@@ -51,11 +51,12 @@ def constant(
 def restoration_figure(
     found:list[Run], # Of one model and padding
     padding:str='masked', # For the title
+    only=None, # Panels to show; all of the figure's if None
 )->Figure:
     "Figure 3: a row of panels per task, a row of dots per method; what was not run keeps its place."
-    panels = {_panel(t, s):t for t in task_order if not tasks[t].regression for s in tasks[t].dev}
+    panels = {_panel(t, s):t for t in task_order if not tasks[t].regression for s in tasks[t].dev if only is None or _panel(t, s) in only}
     methods = {p:students([o for o in found if o.task==t]) for p,t in panels.items()}
     words = (f"Restoration: students' predictions against the teacher's, {padded[padding]}\n"
-             "axes do not start at 0; dashed: always the teacher's most frequent answer")
+             "axes do not start at 0; bar: mean; dashed: always the teacher's most frequent answer")
     frame,lines = restored(found),constant(found)
     return restoration_dots(frame, tasks=panels, methods=methods, constant=lines, **caption(words, found))
