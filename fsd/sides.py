@@ -18,7 +18,7 @@ from .beside import digits_of
 from .clusters import gram_of_rows
 from .features import KeptTeacher, in_words, planned_bytes
 from .kept import fingerprint, kept, need_space, shown
-from .processes import several
+from .processes import met
 from .methods import Objective, find_term, own_pair
 from .taught import hold
 from .tasks import counted
@@ -157,9 +157,9 @@ def least(
     asked:bool=False, # Say so where sides are not to be had
 )->KeptTeacher: # `KeptSides`, or `teacher` where that is no more
     "The kept sides of `teacher`, if they can stand for its states and are less."
-    sides = {} if several() else sides_of(objective, pair)
+    sides = {} if met() else sides_of(objective, pair)
     if sides and less_than_states(teacher, sides): return keep_sides(teacher, sides, device)
-    why = ('sides would take more room' if sides else 'several processes share a batch' if several() else
+    why = ('sides would take more room' if sides else 'several processes share a batch' if met() else
            'not every term that looks at them can do with less')
     if asked: warnings.warn(f"the teacher's states stand as they are: {why}")
     return teacher

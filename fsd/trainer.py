@@ -27,8 +27,8 @@ from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
-from .together import Reach, Whole, check_processes, differ, rows_of_last
-from .processes import by_first, several
+from .together import Reach, Whole, differ, rows_of_last
+from .processes import by_first, met
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
@@ -64,7 +64,6 @@ class DistillationTrainer(Pushes, Trainer):
     ):
         self.method,args = find_method(method) if isinstance(method, str) else method, args or DistillationConfig()
         check_arguments(args, train_dataset, parameter_groups, **kwargs)
-        check_processes(args)
         check_student(model, self.method)
         check_memory(memory)
         if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
@@ -83,9 +82,8 @@ class DistillationTrainer(Pushes, Trainer):
         super().__init__(model, args, pads[0], train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
-        self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
+        self.sums,self.unread,self.to_longest,self.parameter_groups,self.reach = {},None,pads[1],parameter_groups,Reach()
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
-        self.reach = Reach()
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         for callback in (LogBeforeSave, Shares(self)): self.add_callback(callback)
 
@@ -102,7 +100,7 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
     if not model.training: loss = self.hard(s, None, labels)
     else:
         t = self.teacher and self.teacher(inputs)
-        whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if several() else None
+        whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if met() else None
         loss,values = self.objective(s, t, labels, self.state.global_step, self.state.max_steps, whole)
         loss = self.reach.all(loss, self.model)
         self.note(loss, values)
