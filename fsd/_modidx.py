@@ -189,6 +189,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'fsd.card._not_above': ('card.html#_not_above', 'fsd/card.py'),
                           'fsd.card._opening': ('card.html#_opening', 'fsd/card.py'),
                           'fsd.card._results': ('card.html#_results', 'fsd/card.py'),
+                          'fsd.card._rows': ('card.html#_rows', 'fsd/card.py'),
                           'fsd.card._said_of': ('card.html#_said_of', 'fsd/card.py'),
                           'fsd.card._scores': ('card.html#_scores', 'fsd/card.py'),
                           'fsd.card._settings': ('card.html#_settings', 'fsd/card.py'),
