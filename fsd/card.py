@@ -102,10 +102,12 @@ def called(method:Method)->str:
     "The name of `method` in the table of methods, or that it is another."
     return next((f'`{n}`' for n,m in methods.items() if m is method), 'a method of its own')
 
+def _rows(split, n)->str: return f'{n:,} rows without a label' if split=='unlabelled' else f'{n:,} rows for {split}'
+
 def _opening(c:Told)->str:
     what = f"gives {'two texts' if c.pairs else 'a text'} " + (
         f"{'any' if c.several else 'one'} of the labels {', '.join(map(repr, c.labels))}" if c.labels else 'a score')
-    task,rows = f'the task {c.task}' if c.task else 'it', ', '.join(f'{n:,} rows for {s}' for s,n in c.rows.items())
+    task,rows = f'the task {c.task}' if c.task else 'it', ', '.join(map(_rows, c.rows, c.rows.values()))
     says = re.sub('^vkd and ', f"{methods['vkd'].says}, and ", c.method.says)
     by = f"Its teacher was {c.taught_by}." if c.taught_by else 'It had no teacher.'
     return (f"A Transformer of {c.student.layers} blocks, {c.student.width} wide, that {what}. It learned {task}"
@@ -269,9 +271,12 @@ def _data(exp)->str:
 def _asks_for(exp)->str:
     "What has to be where the line is called, as a comment; empty if nothing."
     lie = [model_name(v) for v in _asked(exp).values() if not hub_name(v)]
-    lie = dict.fromkeys([_data(exp), *lie] if _is_own(exp, 'here') else lie)
+    without = exp.overrides.get('unlabelled')
+    files = [without] if without and Path(os.path.expanduser(exp.settings.unlabelled)).exists() else []
+    lie = dict.fromkeys([_data(exp), *files, *lie] if _is_own(exp, 'here') else [*files, *lie])
     columns = ', '.join(map(repr, exp.task.official)) if _is_own(exp, 'memory') else ''
     said = [f'frame: the data as they were in memory, with the columns {columns}'] if columns else []
+    if without=='memory': said.append('texts: those without a label, likewise')
     if lie: said.append(f"{' and '.join(lie)}: in the folder where this is called")
     return f"  # {'; '.join(said)}" if said else ''
 
@@ -281,7 +286,7 @@ def again(exp)->str:
     given = exp.data.source=='own' or s.data=='demo'
     data = dict(data='frame' if _is_own(exp, 'memory') else repr(_data(exp))) if given else {}
     more = models | dict(seed=s.seed) | {k:v for k,v in exp.overrides.items() if k not in models}
-    words = ', '.join(f'{k}={v}' for k,v in (data | {k:repr(v) for k,v in more.items()}).items())
+    words = ', '.join(f'{k}={v}' for k,v in (data | {k:'texts' if (k,v)==('unlabelled','memory') else repr(v) for k,v in more.items()}).items())
     return f'fsd.distill({s.task!r}, {s.method!r}, {words}){_asks_for(exp)}'
 
 # %% ../nbs/15_card.ipynb #af526ad0

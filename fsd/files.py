@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow as pa, pyarrow.parquet as pq
 from datasets import ClassLabel, Dataset, Value
+from .tasks import counted
 
 # %% ../nbs/02_files.ipynb #63a7411e
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def read_csv(
     for line,fields in rows:
         if len(fields)==len(header): continue
         hint = "; put a text with commas in quotes" if len(fields)>len(header) and delimiter==',' else ''
-        raise ValueError(f"{path}:{line}: {len(fields)} fields where the first line has {len(header)}, "
+        raise ValueError(f"{path}:{line}: {counted(len(fields), 'field')} where the first line has {len(header)}, "
                          f"{', '.join(header)}{hint}")
     _check_header(path, header, rows)
     columns = {name or f'column {j+1}':[fields[j] for _,fields in rows] for j,name in enumerate(header)}

@@ -238,7 +238,8 @@ def check_tokens(method:Method, pair:Pair):
     usual = Pair(resolve('wnli', 'nods'), 2, 4, 64)
     can = [n for n,m in methods.items() if m.student=='lower' and not compares_tokens(m, usual)]
     raise ValueError(f"student and teacher read other tokens, and {', '.join(map(repr, names))} of this method "
-                     f"compares theirs one by one; methods that need no common tokens: {', '.join(can)}")
+                     f"compares theirs one by one; methods that need no common tokens: {', '.join(can)}. "
+                     "A student that is cut from its teacher (student_init='teacher', or fsd.lower_half) reads the same")
 
 # %% ../nbs/08_methods.ipynb #unl80011
 def check_lacking(

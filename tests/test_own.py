@@ -209,7 +209,7 @@ BROKEN = { # name of the file, its text, what is said
     'names that differ in capitals only':('a.csv', GOOD.replace('text,', 'Text,text,').replace('.,', '.,Other.,').replace('y.",','y.",Other.,'), "a.csv: the text could be 'Text' or 'text'"),
     'one name twice in JSON':('a.jsonl', in_json(ROWS[0], '{"text": "a", "text": "b"}'), r"a.jsonl:2: no row in JSON \('text' stands twice"),
     'a comma too many':('a.csv', GOOD.replace('Dull.', 'Dull, so dull.'), 'a.csv:3: 3 fields where the first line has 2, text, label; put a text with commas in quotes'),
-    'a field too few':('a.csv', GOOD.replace('Dull.,neg', 'Dull.'), 'a.csv:3: 1 fields where the first line has 2'),
+    'a field too few':('a.csv', GOOD.replace('Dull.,neg', 'Dull.'), 'a.csv:3: 1 field where the first line has 2'),
     'a quote that never closes':('a.csv', GOOD.replace('really."', 'really.'), 'a.csv:4: a quote is opened here that never closes'),
     'a quote within a quoted text':('a.csv', GOOD.replace('Good', 'So "good"'), 'a.csv:4: a quote within a quoted text; a text with quotes in it is written "like ""this"""'),
     'a quote of a TSV file':('a.tsv', 'text\tlabel\n"Fine.\tpos\nDull.\tneg\n', 'a.tsv:2: .* never closes.*quotes=False reads quotes as they stand'),
@@ -392,6 +392,34 @@ def test_scores_of_two_texts_are_distilled(tiny_own, outputs):
 def test_another_metric_is_another_run(tiny_own, outputs):
     both = [Experiment('mine', 'vkd', example, **tiny_own, metric=m) for m in (None,'macro_f1')]
     assert len({e.folder for e in both})==len({e.place('students') for e in both})==2
+
+def test_what_is_said_of_the_data_goes_from_a_run_to_them_and_names_it(tiny_own, outputs, tmp_path):
+    usual = Experiment('mine', 'vkd', example, **tiny_own)
+    assert Experiment('mine', 'vkd', example, **tiny_own, quotes=True, share=None).folder==usual.folder, 'what is said by itself is not named'
+    half = Experiment('mine', 'vkd', example, **tiny_own, share=.5)
+    assert half.data.counts.sum().tolist()==[160,160] and half.overrides=={**usual.overrides, 'share':.5} and half.fingerprint!=usual.fingerprint
+    stars = frame(label=[5,4,3,2,1]*2)
+    assert [Experiment('mine', 'vkd', stars, **tiny_own, kind=k).task.regression for k in (None,'scores')]==[False,True]
+    (tmp_path/'a.tsv').write_text('text\tlabel\n'+''.join(f'He said "no" {i}.\tpos\n"So {i}\tneg\n' for i in range(4)))
+    with pytest.raises(ValueError, match='quotes=False reads quotes as they stand'): Experiment('mine', 'vkd', tmp_path/'a.tsv', **tiny_own)
+    assert Experiment('mine', 'vkd', tmp_path/'a.tsv', **tiny_own, quotes='no').data.task.labels==('neg','pos')
+    for how,why in ((dict(share=1), 'share=1.0 must be below 1'), (dict(kind='class'), "did you mean 'classes'"), (dict(quotes='maybe'), 'is not yes or no'), (dict(kind='scores'), "kind='scores', but labels are words")):
+        with pytest.raises(ValueError, match=why): Experiment('mine', 'vkd', example, **tiny_own, **how)
+    with pytest.raises(ValueError, match='nothing is held out, as there are rows for validation already'): Experiment('mine', 'vkd', splits(), **tiny_own, share=.5)
+
+def test_which_student_to_take_is_said_with_an_interval(tiny_own, outputs):
+    from fsd.choice import Choice, brought
+    choice = Choice(example, methods='nods fsd', seeds=2, **tiny_own)
+    choice.run(lambda line: None)
+    table,said = choice.chosen(),choice.advice()
+    assert set(table.index)=={'nods','fsd'} and (table.least<=table.behind).all() and (table.behind<=table.most).all()
+    assert table.accuracy.iloc[0]==pytest.approx(choice.results().groupby('method').score.mean().max(), abs=.05)
+    assert said.startswith('**None is to be taken yet**') or '64 held-out rows' in said and str(choice.runs()[table.index[0]][0].student_folder.name) in said
+    run = fsd.distill('mine', 'fsd', example, seed=0, **tiny_own)
+    assert run.record==choice.runs()['fsd'][0].record, 'a run of the sweep is a run like any other'
+    assert "shows beside the same run with `unlabelled='no'`" in brought(run)
+    fsd.distill('mine', 'fsd', example, seed=0, **tiny_own, unlabelled='no')
+    assert re.search(r'40 rows without a label took part beside 256 with one: accuracy [\d.]+, [\d.]+ points (more|less) than without them \(95 % over 64 rows', brought(run))
 
 def test_a_trial_of_own_data_is_a_trial(tiny_own, outputs):
     assert Experiment('mine', 'vkd', example, **tiny_own, max_steps=2).kind=='trials'

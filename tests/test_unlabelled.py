@@ -40,6 +40,14 @@ def test_every_kind_of_method_learns_from_them(method, tiny_own, outputs, capsys
     if not e.runs_live: assert len(e.features)==82
     if method=='fsd': assert sum(fsd.kept.read_json(e.place('memories')/'clusters.json')['counts'])==82
 
+def test_the_card_says_how_many_there_were_and_asks_for_them(tiny_own, outputs, tmp_path):
+    texts(20).to_csv(tmp_path/'more.csv', index=False)
+    for given,call in ((texts(20), "unlabelled=texts"), (str(tmp_path/'more.csv'), "unlabelled='more.csv'")):
+        run = fsd.distill('mine', 'vkd', reviews(), **tiny_own, unlabelled=given)
+        card = (run.student_folder/'README.md').read_text()
+        assert '20 rows without a label' in card and call in card and str(tmp_path) not in card
+    assert 'more.csv and tiny-bert: in the folder where this is called' in card
+
 def test_what_reads_labels_alone_leaves_them_out_and_says_so(tiny_own, outputs, capsys):
     run = fsd.distill('mine', 'nods', reviews(), **tiny_own, unlabelled=texts(50))
     assert 'without a label: 50 rows, left out: nods learns from labels alone' in capsys.readouterr().out
