@@ -1212,6 +1212,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'fsd.tables.claims.table_of': ('tables/claims.html#table_of', 'fsd/tables/claims.py')},
             'fsd.tables.cost': { 'fsd.tables.cost._parameters': ('tables/table8_cost.html#_parameters', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost._quartiles': ('tables/table8_cost.html#_quartiles', 'fsd/tables/cost.py'),
+                                 'fsd.tables.cost.listens': ('tables/table8_cost.html#listens', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.make': ('tables/table8_cost.html#make', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.paper_cost': ('tables/table8_cost.html#paper_cost', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.relative': ('tables/table8_cost.html#relative', 'fsd/tables/cost.py'),
