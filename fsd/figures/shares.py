@@ -73,14 +73,15 @@ def _stack(ax, frame:pd.DataFrame)->dict: # Label to colour
 def shares_figure(
     found:list[Run], # Of one model and padding
     task:str,
-    padding:str='masked', # For the title
+    padding:str='masked', # For the title, as is the estimator
+    cka:str='biased',
     cols:int=5,
 )->Figure:
     "What moves the student: a panel per method, the share of each term over the training."
     found = [o for o in found if o.task==task]
     frame,methods = looks(found),students(found)
     measured = [o for o in found if o.record.get('shares')]
-    title = f"{tasks[task].folder}: share of each term in the gradient of the student's encoder, {padded[padding]}"
+    title = f"{tasks[task].folder}: share of each term in the gradient of the student's encoder, {padded[padding]}, {cka} CKA"
     rows = -(-len(methods)//cols)
     with style():
         fig,axs = figure(rows=rows, cols=cols, size=(1.7,1.2), **caption(title, measured))
