@@ -111,7 +111,8 @@ def _epochs(self:Experiment, log:list)->list[dict]:
 @patch
 def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, seed, **taught):
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
-    knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)} | ({} if kind=='students' else dict(shares=0))
+    knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)}
+    if kind!='students': knobs['shares'] = 0
     own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch')
     args = self.arguments(kind, self.learned, epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []

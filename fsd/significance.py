@@ -207,13 +207,13 @@ def over_majority(
     said,labels = np.asarray(a[f'teacher_{split}'], float),a[f'labels_{split}']
     same = np.zeros_like(said)
     if not t.regression: same[:,np.bincount(labels).argmax()] = 1
-    both = [100*drawn_scores(run.task, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item() for o in (said,same)]
+    def score(o): return 100*drawn_scores(t.name, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item()
     found = bootstrap(run.task, said[None], same[None], labels, draws).iloc[0]
-    return pd.Series([*both, *found[names[2:]]], names)
+    return pd.Series([score(said), score(same), *found[names[2:]]], names)
 
 def informative(
     found:Sequence[Run], # Whose runs of a task have one teacher
-)->pd.DataFrame: # Rows tasks in their order, columns as `over_majority` and informative (True, False, or None: not known)
+)->pd.DataFrame: # Rows tasks, columns as `over_majority` and informative: True, False, or None, not known
     "Whether the teacher of each task has something to teach."
     def first(task):
         own = [o for o in found if o.task==task]

@@ -13,6 +13,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from ..tasks import tasks
 from ..plots import caption, figure, hole, look, padded, students, style
+from ..report import rates
 from ..runs import Run
 
 # %% ../../nbs/figures/fig6_relations.ipynb #f4efe377
@@ -57,13 +58,13 @@ def _curve(ax, by_seed:pd.DataFrame, method:str, place:int)->pd.Series: # The me
     return mean
 
 # %% ../../nbs/figures/fig6_relations.ipynb #cc44436e
-def _names(methods:list[str], ran:set[str], seeds:dict[str,int])->list[Line2D]:
-    "What the legend says of each method: its look and number of seeds, or why it has no line."
+def _names(methods:list[str], ran:dict[str,str], seeds:dict[str,int])->list[Line2D]:
+    "What the legend says of each method: its look, learning rate and number of seeds, or why it has no line."
     def line(m):
         l,why = look(m),'not recorded' if m in ran else 'not run'
         if m not in seeds: return Line2D([], [], ls='', label=f"{l['label']}: {why}")
         look_ = dict(color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=6)
-        return Line2D([], [], label=f"{l['label']} ({seeds[m]})", **look_)
+        return Line2D([], [], label=f"{l['label']}{f' {ran[m]}'*bool(ran[m])} ({seeds[m]})", **look_)
     return [line(m) for m in methods]
 
 # %% ../../nbs/figures/fig6_relations.ipynb #d7073928
@@ -93,7 +94,7 @@ def relation_curves(
         for ax in axs[-1]: ax.set_xlabel('optimizer step')
         for ax,unit in zip(axs.flat, ('units of the features','of cosines')*2):
             ax.set_ylabel(f'mean |difference|\n({unit})')
-        lines = _names(methods, {o.method for o in found}, {m:g.seed.nunique() for m,g in seen.items()})
+        lines = _names(methods, rates(found), {m:g.seed.nunique() for m,g in seen.items()})
         legend = fig.legend(handles=lines, loc='outside right center')
         for text,m in zip(legend.get_texts(), methods): text.set_color('black' if m in seen else '0.35')
     return fig

@@ -28,7 +28,8 @@ def _panel(ax, f:pd.DataFrame, measure:str, draws:int):
         l = look(m)
         ax.plot(g[measure], g.score, ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
     r = correlation(f, measure, draws)
-    ax.set_title('too few methods' if pd.isna(r['rho']) else f"ρ {r['rho']:.2f} [{r['low']:.2f}, {r['high']:.2f}]", fontsize=8)
+    said = 'too few methods' if pd.isna(r['rho']) else f"ρ {r['rho']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
+    ax.set_title(said, fontsize=8)
 
 # %% ../../nbs/figures/structure.ipynb #61000007
 def structure_figure(
@@ -38,7 +39,8 @@ def structure_figure(
 )->Figure:
     "Score against nearness, a row per task, a panel per measure."
     frame,told = points(found, padding),informative(found).informative
-    rows,mute = [t for t in told.index if told[t] is not False],[tasks[t].folder for t in told.index if told[t] is False]
+    rows = [t for t in told.index if told[t] is not False]
+    mute = [tasks[t].folder for t in told.index if t not in rows]
     methods,n = in_order(frame[frame.task.isin(rows)].method),max(1, len(rows))
     title = f'Score of students against how near they are to their teacher, {padded[padding]}; further right is nearer'
     if mute: title += f"\nnot informative, as their teacher is not clearly above the majority: {', '.join(mute)}"
@@ -50,6 +52,6 @@ def structure_figure(
         if not rows:
             for ax in axs[0]: hole(ax, 'none informative' if mute else 'no runs')
         for ax,k in zip(axs[-1], measures): ax.set_xlabel(_words.get(k, f'− difference,\n{k}'))
-        lines = [Line2D([], [], ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, label=l['label']) for l in map(look, methods)]
+        lines = [Line2D([], [], ls='', mec='black', mew=.4, ms=5, **look(m)) for m in methods]
         if lines: fig.legend(handles=lines, loc='outside lower center', ncols=9)
     return fig

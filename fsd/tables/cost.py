@@ -42,7 +42,7 @@ def paper_cost()->pd.DataFrame: # Rows methods, columns millions, printed, train
     return rows.set_index(rows.method.str.lower()).rename(columns=names)[['millions','printed','training','inference']]
 
 def listens(method:str)->str:
-    "How `method` hears its teacher where features are kept: `kept`, or `live` if it looks at what is too large to keep."
+    "`kept` if `method` reads its teacher's features, `live` if it looks at what is too large to keep."
     from fsd.methods import kinds_read, methods # not above: what only reads records needs no torch
     return '' if method not in methods else 'live' if kinds_read(method)-{'hidden','cls'} else 'kept'
 
@@ -65,13 +65,14 @@ def _parameters(found:Iterable[Run])->dict[str,int]:
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     speed:Mapping={}, # As from `speeds`
-)->pd.DataFrame: # Rows methods, columns teacher, millions, training as it runs and live, inference, ours and the paper's
+)->pd.DataFrame: # Rows methods, columns teacher, millions, training as it runs and live, inference
     "Table 8, ours beside the paper's; speeds are relative to vkd, which has none itself."
     sizes,paper = _parameters(found),paper_cost()
     methods = in_order([*paper.index, *sizes, *speed])
     paper = paper.reindex(methods)
     teacher = [listens(m) if 'kept' in speed.get(m, {}) else None for m in methods]
-    cols = {'teacher, timed':pd.Series(teacher, methods, dtype=object), 'millions, ours':[sizes.get(m, float('nan'))/1e6 for m in methods], 'millions, paper':paper.millions}
+    cols = {'teacher, timed':pd.Series(teacher, methods, dtype=object),
+            'millions, ours':[sizes.get(m, float('nan'))/1e6 for m in methods], 'millions, paper':paper.millions}
     for kind,name in kinds.items():
         parts = zip(*(relative(speed, m, kind) for m in methods))
         cols |= zip((f'{name}, {part}' for part in ('ours','ours, least','ours, most')), parts)

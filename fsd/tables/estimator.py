@@ -24,7 +24,8 @@ def both(
     precision:str='bf16', # or 'fp32'
 )->list[Run]: # Maybe none
     "FSD's forms of one reproduction under both paddings and both estimators."
-    return [o for p in ('paper','masked') for o in reproduction(model, p, precision, also=('debiased',)) if o.method in forms]
+    found = (reproduction(model, p, precision, also=('debiased',)) for p in ('paper','masked'))
+    return [o for each in found for o in each if o.method in forms]
 
 # %% ../../nbs/tables/estimator.ipynb #65000008
 def tidied(found:Iterable[Run])->pd.DataFrame: # Columns task, metric, method, seed, way, percent
@@ -60,7 +61,7 @@ def make(
             own = tidy[(tidy.task==task) & (tidy.metric==metric) & (tidy.method==method)]
             of = {w:g.set_index('seed').percent for w,g in own.groupby('way')}
             cells = {w:_cell(of.get(w, pd.Series(dtype=float))) for w in ways.values()}
-            gains = {f"debiased gains, {'padding in' if p=='paper' else 'padding out'}":_gain(of, p) for p in ('paper','masked')}
+            gains = {f"debiased gains, {ways[p,False].split(',')[0]}":_gain(of, p) for p in ('paper','masked')}
             rows[task,metric,method] = {'rate':at.get(method)} | cells | gains
     index = pd.MultiIndex.from_tuples(rows, names=['task','metric','method'])
     return pd.DataFrame([*rows.values()], index, dtype=object)
