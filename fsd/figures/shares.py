@@ -80,7 +80,7 @@ def shares_figure(
 )->Figure:
     "What moves the student: a panel per method, the share of each term over the training."
     found = [o for o in found if o.task==task]
-    frame,methods = looks(found),students(found)
+    frame,methods = looks(found),students(found, *[()]*(cka=='debiased')) # of those FSD's forms alone are to be expected
     measured = [o for o in found if o.record.get('shares')]
     title = (f"{tasks[task].folder}: share of each term in the gradient of the student's encoder\n"
              f'{padded[padding]}, {cka} CKA')
