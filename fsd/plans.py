@@ -139,15 +139,16 @@ def four(method:str)->dict:
     """
     if method=='nods': return dict(lr=(5e-5,1e-4,1.5e-4,3e-4))
     if method=='wid': return dict(lr=(1e-5,3e-5), wid_lr_scale=(.1,.3))
-    own = {'vkd':dict(alpha=(.2,.5)), 'fsd':dict(gamma_l=_two)}
+    own = {'vkd':dict(alpha=(.2,.5)), **{m:dict(gamma_l=_two) for m in ('fsd','fsd_il','fsd_l')},
+           'fsd_i':dict(gamma_i=_two), 'fsd_g':dict(gamma_g=_two)}
     beta = resolve('mrpc', method).beta
     return dict(lr=(5e-5,1.5e-4), **own.get(method, dict(beta=(beta/10,beta))))
 
 # %% ../nbs/18_plans.ipynb #206e2948
 presets['settings'] = Preset(
-    "four settings of each method but the ablations, chosen on a fifth of MRPC's training set for the preset cpu; "
+    "four settings of each method, chosen on a fifth of MRPC's training set for the preset cpu; "
     "what wins stands in settings.ini", ('mrpc',),
-    tuple(Stage(m, m, four(m)) for m in known_methods if m not in _ablations), _minilm, 'holdout', .2)
+    tuple(Stage(m, m, four(m)) for m in known_methods), _minilm, 'holdout', .2)
 
 presets['batch'] = Preset(
     'one structure that compares within a batch and one that compares with the memory, at four batch sizes, '
@@ -156,6 +157,15 @@ presets['batch'] = Preset(
 
 presets['paper'] = Preset(
     "BERT-base, nine tasks, the paper's greedy grids", task_names, paper_stages, dict(model=bert_base))
+
+# %% ../nbs/18_plans.ipynb #63000002
+presets['estimator'] = Preset(
+    "FSD's forms with biased and debiased CKA, padding in and out, on MRPC", ('mrpc',),
+    compared(dict.fromkeys((*_ablations,'fsd'), 5), debiased=(False,True), padding=('paper','masked')), _minilm)
+
+presets['bge'] = Preset(
+    'BGE-small, 12 blocks taught to 6, ten methods at one common rate', ('mrpc','rte','stsb','cola'),
+    compared(dict.fromkeys((*_main,*_ablations), 5), lr=(1e-4,)), _bge | dict(padding='masked'))
 
 # %% ../nbs/18_plans.ipynb #pla80002
 presets['mine'] = Preset(

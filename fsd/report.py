@@ -176,7 +176,7 @@ def rates(
     found:Iterable[Run],
 )->dict[str,str]: # Method to its peak learning rate; several with a slash, none known is empty
     "At which rates the students of each method learned."
-    of = {}
+    found,of = list(found),{}
     for o in found:
         if lr := o.record['settings'].get('lr'): of.setdefault(o.method, set()).add(lr)
     def word(lr): return f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')

@@ -234,13 +234,13 @@ def over_majority(
     said,labels = np.asarray(a[f'teacher_{split}'], float),a[f'labels_{split}']
     same = np.zeros_like(said)
     if not t.regression: same[:,np.bincount(labels).argmax()] = 1
-    both = [100*drawn_scores(run.task, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item() for o in (said,same)]
+    def score(o): return 100*drawn_scores(t.name, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item()
     found = bootstrap(run.task, said[None], same[None], labels, draws).iloc[0]
-    return pd.Series([*both, *found[names[2:]]], names)
+    return pd.Series([score(said), score(same), *found[names[2:]]], names)
 
 def informative(
     found:Sequence[Run], # Whose runs of a task have one teacher
-)->pd.DataFrame: # Rows tasks in their order, columns as `over_majority` and informative (True, False, or None: not known)
+)->pd.DataFrame: # Rows tasks, columns as `over_majority` and informative: True, False, or None, not known
     "Whether the teacher of each task has something to teach."
     def first(task):
         own = [o for o in found if o.task==task]
@@ -257,11 +257,11 @@ def intervals(
     seed:int=0,
 )->dict[str,tuple[float,float]]: # Metric to percents; a task without predictions beside its records has none
     "The middle 95 % of the mean score of these runs over draws of the dev sentences."
-    out,t = {},tasks[found[0].task]
+    out,t = {},task_of(found[0])
     for split in t.dev:
         if not all('predictions.npz' in o.record.get('files', {}) for o in found): continue
-        logits,labels = _logits(found, split)
-        parts = [drawn_scores(t.name, logits, labels, w) for w in _draws(len(labels), draws, seed)]
+        logits,labels = logits_of(found, split)
+        parts = [drawn_scores(t.name, logits, labels, w) for w in draws_of(len(labels), draws, seed)]
         means = {m:100*np.concatenate([p[m].mean(1) for p in parts]) for m in t.metrics}
         out |= {k:tuple(np.quantile(v, [.025,.975])) for k,v in by_metric({split:means}).items()}
     return out

@@ -49,15 +49,16 @@ def make(
     frame = looks(found)
     frame = frame.assign(phase=[phase(a) for a in frame['at']], share=100*frame.share, pull=100*frame.pull)
     by = frame.groupby(['task','method','term'], sort=False)
-    out = frame.pivot_table(['share','pull'], ['task','method','term'], 'phase', sort=False) if len(frame) else pd.DataFrame()
+    place = ['task','method','term']
+    out = frame.pivot_table(['share','pull'], place, 'phase', sort=False) if len(frame) else pd.DataFrame()
     columns = pd.MultiIndex.from_product([['share','pull'], phases])
     out = out.reindex(index=by.size().index, columns=columns)
     out['seeds',''] = by.seed.nunique()
     return out
 
 # %% ../../nbs/figures/shares.ipynb #5b00000c
-_looks = {'ce':('labels','#b5b5b5'), 'kd':('logits','#56b4e9'), 'intra':('intra','#fbd9c5'), 'local':('local','#f0965f'),
-          'global':('global','#a33c00')}
+_looks = {'ce':('labels','#b5b5b5'), 'kd':('logits','#56b4e9'), 'intra':('intra','#fbd9c5'),
+          'local':('local','#f0965f'), 'global':('global','#a33c00')}
 
 def _stack(ax, frame:pd.DataFrame)->dict: # Label to colour
     "Shares of the terms of one method over its training, mean over seeds, one on top of the other."
@@ -73,14 +74,16 @@ def _stack(ax, frame:pd.DataFrame)->dict: # Label to colour
 def shares_figure(
     found:list[Run], # Of one model and padding
     task:str,
-    padding:str='masked', # For the title
+    padding:str='masked', # For the title, as is the estimator
+    cka:str='biased',
     cols:int=5,
 )->Figure:
     "What moves the student: a panel per method, the share of each term over the training."
     found = [o for o in found if o.task==task]
-    frame,methods = looks(found),students(found)
+    frame,methods = looks(found),students(found, *[()]*(cka=='debiased')) # of those FSD's forms alone are to be expected
     measured = [o for o in found if o.record.get('shares')]
-    title = f"{tasks[task].folder}: share of each term in the gradient of the student's encoder, {padded[padding]}"
+    title = (f"{tasks[task].folder}: share of each term in the gradient of the student's encoder\n"
+             f'{padded[padding]}, {cka} CKA')
     rows = -(-len(methods)//cols)
     with style():
         fig,axs = figure(rows=rows, cols=cols, size=(1.7,1.2), **caption(title, measured))

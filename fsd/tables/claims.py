@@ -93,7 +93,7 @@ def _word(row, level:float=.05)->str:
     return yes if row.lead>0 else no
 
 def left(adjusted:pd.Series, level:float=.05)->float:
-    "The level at which Holm's correction tests the first p that it does not find, by the `adjusted` ones of the family."
+    "The level at which Holm's correction tests the first p that it does not find, of those `adjusted`."
     tested = adjusted.notna().sum()
     return level/max(1, tested-(adjusted<level).sum())
 
@@ -115,9 +115,11 @@ def _rows(found:list[Run], task:str, padding:str)->Iterable[dict]:
         sign = -1 if what in less else 1
         best = max(there, key=lambda m: sign*of[m].mean())
         row = judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))
-        sides = [[o for o in found if o.method==m and (where!='Table 4' or o.seed in of[best].index)] for m in ('fsd',best)]
-        yield {'task':task, 'what':what, 'paper':where, 'paper lead':paper_lead(task, where, rivals), 'rate':at['fsd'], 'other':best,
-               "other's rate":at[best], **row, 'seen, sentences':by_sentences(*sides) if what=='score' else math.nan}
+        seeds = of['fsd'].index.intersection(of[best].index) if where=='Table 4' else None
+        sides = [[o for o in found if o.method==m and (seeds is None or o.seed in seeds)] for m in ('fsd',best)]
+        yield {'task':task, 'what':what, 'paper':where, 'paper lead':paper_lead(task, where, rivals), 'rate':at['fsd'],
+               'other':best, "other's rate":at[best], **row,
+               'seen, sentences':by_sentences(*sides) if what=='score' else math.nan}
 
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
@@ -138,5 +140,6 @@ def make(
     out['seeds'] = [', '.join(map(str, n)) for n in out.seeds]
     mute = [dict(task=t, what='–', verdict='not informative', claimed=False) for t in told.index if told[t] is False]
     out = pd.concat([out, pd.DataFrame(mute)]) if mute else out
-    out = out.rename(columns={'Holm':"Holm's p"})[[*_columns,"Holm's p",'seen, seeds','seen, sentences','claimed','verdict']]
+    last = ["Holm's p",'seen, seeds','seen, sentences','claimed','verdict']
+    out = out.rename(columns={'Holm':last[0]})[[*_columns, *last]]
     return out.sort_values('task', key=lambda t: t.map(task_order.index), kind='stable', ignore_index=True)
