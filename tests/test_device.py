@@ -239,7 +239,7 @@ def mixed(make, method, kept=None, break_it=None, **conf):
     return operators.mixed
 
 @pytest.mark.parametrize('padding', ['paper', 'masked'])
-@pytest.mark.parametrize('method', ['nods', 'vkd', 'fsd', 'rkd', 'pkd', 'minilm', 'ckd', 'sp'])
+@pytest.mark.parametrize('method', ['nods', 'vkd', 'fsd', 'rkd', 'pkd', 'minilm', 'rcka', 'sp']) # what ckd makes anew in its backward pass is not seen by `Moves`
 def test_a_step_keeps_to_its_device(make, on_a_device, method, padding): assert mixed(make, method, padding=padding)==[]
 
 @pytest.mark.parametrize('room', [0, 10**9])
