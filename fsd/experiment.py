@@ -20,6 +20,8 @@ from .job import in_lines, once
 from .lessons import Lessons
 from .kept import need_space, read_json, shown, write_json
 from .processes import by_first, number
+from .machine import compiling
+from .methods import find_method, kinds_read
 from .models import load_teacher, model_name
 from .probe import Probe
 from .rows import collate
@@ -89,7 +91,7 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
     "Train `model`, a model or an `Inheritance`, and save it with its record into `folder`."
     knobs = {f.name:getattr(self.settings, f.name) for f in fields(Knobs)} | ({} if kind=='students' else dict(shares=0))
     sides = self.settings.teacher_features=='sides' or None
-    own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch', sides=sides)
+    own = dict(learning_rate=lr, seed=seed, eval_strategy='epoch', sides=sides, **self._compiled(kind, method))
     args = self.arguments(kind, self.learned + self.more*(kind=='students'), epochs, DistillationConfig, **knobs, **own)
     callbacks = [self.probe()] if kind=='students' and not self.held and not self.apart else []
     trainer = self._trainer(args, model, method, callbacks=callbacks, kind=kind, **taught)
@@ -104,6 +106,14 @@ def _train(self:Experiment, folder:Path, kind:str, model, method, epochs, lr, se
 def runs_live(self:Experiment)->bool:
     "Whether the teacher runs in every step of the student's training: as asked, or as attention is too large to keep."
     return self.settings.teacher_features=='live' or any(kind not in ('hidden','cls') for kind,_ in self.needs_t)
+
+# %% ../nbs/15_experiment.ipynb #comp0001
+@patch
+def _compiled(self:Experiment, kind:str, method)->dict:
+    "How the steps of a training are compiled. Methods that look at hidden states pad all batches alike, if padding counts."
+    s,m = self.settings,find_method(method) if isinstance(method, str) else method
+    fixed = s.padding=='paper' and 'hidden' in kinds_read(m)
+    return compiling(s.compiled, self.device, m, kind=='students' and self.runs_live, fixed)
 
 # %% ../nbs/15_experiment.ipynb #16470ddd
 @patch

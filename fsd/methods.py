@@ -96,7 +96,8 @@ def _of_tokens(pair):
 def _of_examples(pair): # all there is to keep are inner products, whatever becomes of them
     return Side('examples', compared(pair)[1], partial(unit_of, debiased=pair.knobs.debiased), {})
 
-terms['intra'] = Term('between the tokens of an example, FSD eq. 6', **between_states(intra, *_similarity, side=_of_tokens))
+terms['intra'] = Term('between the tokens of an example, FSD eq. 6',
+                      **between_states(intra, *_similarity, side=_of_tokens))
 terms['local'] = Term('between the examples of a batch, FSD eq. 7',
                       **between_states(local, *_similarity, tokens=False, side=_of_examples))
 

@@ -128,8 +128,7 @@ class Settings(Epochs, Knobs, Yours):
     method:str = setting("distillation method: nods, vkd, fsd, pkd, rkd, minilm, wid, ...", required=True)
     data:str = setting("auto, hub, demo, or a folder with GLUE files; of your own: a file, a folder, a name on the hub")
     partial:bool = setting("use incomplete *_partial files")
-    teacher:str|None = setting("a fine-tuned classifier to learn from, a folder or a name on the hub; "
-                               "none fine-tunes the model")
+    teacher:str|None = setting("a fine-tuned classifier to learn from, a folder or on the hub; none makes one")
     teacher_epochs:int = setting("passes over the data while fine-tuning the teacher", low=1)
     teacher_lr:float = setting("teacher's peak learning rate", above=0, low=1e-8)
     teacher_seed:int = setting("teacher's seed", low=0, high=_last_seed)
@@ -140,8 +139,7 @@ class Settings(Epochs, Knobs, Yours):
     student_blocks:str = setting("blocks that the student keeps: lower, every_other, or their numbers from 1",
                                  read=read_blocks, before='lower')
     student_init:str = setting("which weights the student starts from", choices=('pretrained','teacher'))
-    student_width:int|None = setting("width of a student that inherits its teacher's weights; "
-                                     "none is half of the teacher's", low=1)
+    student_width:int|None = setting("width of a student that inherits weights; none is half the teacher's", low=1)
     wid_strategy:str = setting("what such a student loses: some of every head, or whole heads", choices=('dim','head'))
     wid_penalty:str = setting("what makes rows of its compactors small", choices=('l2','group'))
     wid_strength:float = setting("weight of the group penalty", low=0, high=1e6)
@@ -152,6 +150,8 @@ class Settings(Epochs, Knobs, Yours):
                                  "below 1 the weights learn faster", above=0, low=1e-6, high=1e3)
     holdout:float = setting("share of the training set kept aside as an extra split, to choose settings by; "
                             "never a result", low=0, high=.9)
+    compiled:str = setting("whether steps on a GPU are compiled; graphs: captured as well",
+                           choices=('no','yes','graphs'), before='no')
 
     def __post_init__(self):
         super().__post_init__()
@@ -246,7 +246,8 @@ def by_hand(
     return {k:v for k,f in own.items() if (v := getattr(s, k))!=allowed(k, kinds(type(s))[k], usual[k], f)}
 
 # settings that name a run's folder by themselves, or that change results by rounding alone
-beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every','shares'}
+beside = {'model','data','seed','eval_batch_size','teacher_features','device','checkpoint_every','log_every','shares',
+          'compiled'}
 
 # %% ../nbs/00_settings.ipynb #8c68d66a
 def made(

@@ -3,8 +3,11 @@ import math, warnings
 from collections import Counter
 from pathlib import Path
 import pytest, torch
+import fsd.methods, fsd.taught
 from safetensors.torch import load_file
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from conftest import little as tiny, sentences
 from fsd.features import LiveTeacher, keep_features
@@ -192,3 +195,63 @@ def test_a_training_by_sides_is_that_by_states(make, monkeypatch, tmp_path, meth
     assert len(a[1])>=6 and a[1]==pytest.approx(b[1], rel=2e-3, abs=1e-4) # weights follow the signs of gradients near 0
     if on=='a device': assert same(trained(None)[0], b[0])
     assert same(trained(True, True)[0], b[0]) # its last checkpoint is of this training, and there is nothing left to do
+
+# ---------------------------------------------------------------- nothing is mixed
+
+def tensors(*x): return [o for o in tree_leaves(x) if isinstance(o, torch.Tensor)]
+
+class Operators(TorchDispatchMode):
+    "Knows which storages lie on a device that a CPU plays, and what took tensors from there and from the host at once, which only scalars may."
+    copies,strict = {'copy_', '_to_copy'}, {'stack', 'cat', 'dot', 'mm', 'bmm', '_fused_adamw_', '_amp_foreach_non_finite_check_and_unscale_'}
+    def __init__(self): super().__init__(); self.there,self.held,self.mixed = set(),[],[]
+    def has(self, x): return x.untyped_storage()._cdata in self.there
+    def put(self, x):
+        if not self.has(x): self.there.add(x.untyped_storage()._cdata); self.held.append(x.untyped_storage())
+        return x
+    def __torch_dispatch__(self, f, types, args=(), kwargs=None):
+        name,given = f._schema.name.removeprefix('aten::'),tensors(args, kwargs)
+        on = [self.has(x) for x in given]
+        out = f(*args, **(kwargs or {}))
+        if not any(on) or name in self.copies and not on[-1]: return out
+        if name not in self.copies and not all(o or x.ndim==0 and name not in self.strict for o,x in zip(on, given)): self.mixed.append(name)
+        for x in tensors(out): self.put(x)
+        return out
+
+class Moves(TorchFunctionMode):
+    "A tensor that is made on, or sent to, a `torch.device` lies on the device; a name such as 'cpu' is the host's."
+    def __init__(self, operators): super().__init__(); self.operators = operators
+    def __torch_function__(self, f, types, args=(), kwargs=None):
+        out,name = f(*args, **(kwargs or {})),getattr(f, '__name__', '')
+        new = name=='new_tensor' and self.operators.has(args[0])
+        if isinstance(out, torch.Tensor) and (new or any(isinstance(x, torch.device) for x in (*args, *(kwargs or {}).values()))):
+            out = self.operators.put(out.clone() if args and out is args[0] else out)
+        return out
+
+def mixed(make, method, kept=None, break_it=None, **conf):
+    "What mixed host and device in a training; it has to have come to the device."
+    t = make(method, kept, conf=dict(max_steps=4, logging_steps=3) | conf)
+    if break_it: break_it(t)
+    fsd.methods._on_device.clear() # weights that another test sent there
+    with Operators() as operators, Moves(operators):
+        for m in (t.model, t.objective, getattr(t.teacher, 'model', t.model)): m.to(t.args.device)
+        t.train()
+    assert all(operators.has(p) for p in t.model.parameters()) and len(operators.there)>1000
+    return operators.mixed
+
+@pytest.mark.parametrize('padding', ['paper', 'masked'])
+@pytest.mark.parametrize('method', ['nods', 'vkd', 'fsd', 'rkd', 'pkd', 'minilm', 'rcka', 'sp']) # what ckd makes anew in its backward pass is not seen by `Moves`
+def test_a_step_keeps_to_its_device(make, on_a_device, method, padding): assert mixed(make, method, padding=padding)==[]
+
+@pytest.mark.parametrize('room', [0, 10**9])
+@pytest.mark.parametrize('padding', ['paper', 'masked'])
+@pytest.mark.parametrize('method, sides', [('fsd', None), ('fsd', False), ('pkd', None)])
+def test_so_do_kept_features_and_what_is_made_of_them(make, on_a_device, monkeypatch, tmp_path, method, sides, padding, room):
+    monkeypatch.setattr(fsd.taught, '_free', lambda device: room)
+    kept = keep_features(tiny(4), rows, make(method).objective.needs_t, tmp_path/'kept', padding, 16, 0)
+    assert mixed(make, method, kept, padding=padding, sides=sides)==[]
+
+def test_mixing_is_seen(make, on_a_device):
+    def break_it(t):
+        usual = t.objective.terms['ce']
+        t.objective.terms['ce'] = lambda s, teacher, labels: usual(s, teacher, labels) + (s.logits*torch.ones(2)).sum()
+    assert set(mixed(make, 'nods', break_it=break_it))=={'mul'}

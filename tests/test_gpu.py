@@ -9,7 +9,9 @@ from fsd.experiment import Experiment
 from fsd.features import LiveTeacher, keep_features
 from fsd.job import NonFinite
 from fsd.losses import intra, local
+from fsd.machine import compiling
 from fsd.memory import GlobalStructure
+from fsd.methods import find_method
 from fsd.rows import collate
 from fsd.taught import Held, Taught, hold
 from test_device import Bent, Reads, memory, none_at, rows, tiny
@@ -158,16 +160,32 @@ def test_no_step_waits_for_what_a_plain_one_does_not(make, device, tmp_path, mon
     assert waits(make(method, kept, conf=conf | dict(padding=padding, save_steps=100)))<=plain
 
 @pytest.mark.parametrize('padding', ['paper', 'masked'])
-def test_a_compiled_step_learns_the_same_in_few_graphs(make, padding):
+@pytest.mark.parametrize('method', ['nods', 'fsd', 'rkd', 'pkd'])
+def test_a_compiled_step_learns_the_same_in_few_graphs(make, device, tmp_path, monkeypatch, method, padding):
     from torch._dynamo.utils import counters
+    t = make(method, conf=dict(padding=padding))
+    kept = keep_features(tiny(4).to(device), rows, t.objective.needs_t, tmp_path/'kept', padding, 16, 0) if t.teacher else None
+    if device.type=='cpu': monkeypatch.setattr(torch.Tensor, 'is_cpu', property(lambda x: False), raising=False)
     def trained(**conf):
-        t = make('fsd', conf=dict(padding=padding, num_train_epochs=1, max_steps=4, logging_steps=1, **conf), name=str(len(conf)))
+        t = make(method, kept, conf=dict(padding=padding, num_train_epochs=1, max_steps=4, logging_steps=1, **conf), name=str(len(conf)))
         t.train()
         return [l['loss'] for l in t.state.log_history if 'loss' in l]
     plain = trained()
     counters.clear()
     assert trained(torch_compile=True, torch_compile_backend='aot_eager')==pytest.approx(plain, abs=1e-3)
     assert not counters['graph_break'] and 1<=counters['stats']['unique_graphs']<=2
+
+@pytest.mark.gpu
+@pytest.mark.parametrize('compiled', ['yes', 'graphs'])
+@pytest.mark.parametrize('method', ['fsd', 'rkd', 'pkd'])
+def test_a_step_compiled_or_captured_for_a_gpu_learns_the_same(make, device, tmp_path, method, compiled):
+    if device.type!='cuda': pytest.skip('graphs are captured on CUDA alone')
+    kept = keep_features(tiny(4).to(device), rows, make(method).objective.needs_t, tmp_path/'kept', 'paper', 16, 0)
+    def trained(**conf):
+        t = make(method, kept, conf=dict(num_train_epochs=2, logging_steps=1, **conf), name=str(len(conf)))
+        t.train()
+        return [l['loss'] for l in t.state.log_history if 'loss' in l]
+    assert trained(**compiling(compiled, device, find_method(method)))==pytest.approx(trained(), abs=1e-2)
 
 # ---------------------------------------------------------------- a run
 
