@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['terms', 'positions', 'of_states', 'methods', 'soft_labels', 'schedules', 'schedule_knobs', 'Pair', 'Term', 'compared',
            'compared_states', 'as_one', 'Side', 'side_of', 'between_states', 'same_width', 'Projected',
-           'between_coordinates', 'Method', 'weight', 'beside_vkd']
+           'between_coordinates', 'tried', 'Method', 'weight', 'beside_vkd']
 
 # %% ../nbs/08_terms.ipynb #1230d32f
 from collections.abc import Callable
@@ -185,6 +185,16 @@ def between_coordinates(
         return term
     def needs(pair): return tuple({(kind,l) for l in of} for of in zip(*blocks(pair)))
     return dict(build=build, needs=needs, knobs=('projection',*names))
+
+# %% ../nbs/08_terms.ipynb #tried002
+def tried(name:str, term, *batch):
+    "A `ValueError` unless the term `name` gives a number for a batch."
+    try: value = term(*batch)
+    except Exception as e:
+        why = e if isinstance(e, ValueError) else repr(e)
+        raise ValueError(f'{name!r} cannot compare this student with its teacher: {why}') from e
+    found = getattr(value, 'shape', value)
+    if found!=(): raise ValueError(f'{name!r} gives {found!r} for a batch, where a loss is one number')
 
 # %% ../nbs/08_terms.ipynb #ab5401de
 @dataclass(frozen=True)
