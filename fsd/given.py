@@ -22,6 +22,7 @@ from .features import LiveTeacher
 from .methods import Objective, check_shows, one_each
 from .terms import Method, Pair
 from .job import OneDevice
+from .together import check_processes
 from .pairs import check_padding, label_kind, own_words
 from .words import OtherWords
 
@@ -64,6 +65,7 @@ class DistillationConfig(Knobs, OneDevice):
         _refuse(self)
         usual = self.accelerator_config is None
         super().__post_init__()
+        check_processes(self)
         # a copy from pinned memory need not be waited for
         if usual: self.accelerator_config.non_blocking = self.dataloader_pin_memory
 

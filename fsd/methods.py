@@ -261,7 +261,6 @@ class Objective(nn.Module):
         whole:Callable|None=None, # `(name, term) -> scalar`, where these are a part of a batch, as in `fsd.together`
     )->tuple[Tensor,dict[str,Tensor]]: # The loss, and each active term's own value before weighting
         now = self.now(step, total)
-        taking_part = {n:self.terms[n] for n,w in now.items() if w!=0}
-        values = {n:whole(n, term) if whole else term(s, t, labels) for n,term in taking_part.items()}
+        values = {n:whole(n, self.terms[n]) if whole else self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
         if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
         return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}

@@ -28,7 +28,7 @@ from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
-from .together import Reach, Whole, check_processes, differ, rows_of_last
+from .together import Reach, Whole, differ, rows_of_last
 from .processes import by_first, several
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
@@ -63,7 +63,6 @@ class DistillationTrainer(Trainer):
     ):
         self.method,args = find_method(method) if isinstance(method, str) else method, args or DistillationConfig()
         check_arguments(args, train_dataset, parameter_groups, **kwargs)
-        check_processes(args)
         check_student(model, self.method)
         check_memory(memory)
         if isinstance(teacher, (str,Path)): teacher = read_teacher(teacher, processing_class)
@@ -82,9 +81,8 @@ class DistillationTrainer(Trainer):
         super().__init__(model, args, pads[0], train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
-        self.sums,self.unread,self.to_longest,self.parameter_groups = {},None,pads[1],parameter_groups
+        self.sums,self.unread,self.to_longest,self.parameter_groups,self.reach = {},None,pads[1],parameter_groups,Reach()
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
-        self.reach = Reach()
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
         self.add_callback(LogBeforeSave)
 
