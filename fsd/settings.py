@@ -63,7 +63,7 @@ class Training(Checked):
     "What every training is told, whatever it learns."
     model:str = setting("pre-trained encoder: auto, a folder, or a name on the hub")
     seed:int = setting("seed of a fresh head, dropout, order of rows", low=0, high=_last_seed)
-    batch_size:int = setting("rows per step on a device", low=1)
+    batch_size:int = setting("rows per step, of all processes together", low=1)
     eval_batch_size:int = setting("rows per step in evaluation", low=1)
     accumulate:int = setting("steps whose gradients are added up", low=1)
     lr:float = setting("peak learning rate", above=0, low=1e-8)
