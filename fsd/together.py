@@ -11,6 +11,7 @@ from dataclasses import fields
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate.utils import parse_flag_from_env
 from torch import nn, Tensor
 from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
@@ -182,6 +183,9 @@ def check_processes(args):
         raise ValueError("ddp_find_unused_parameters=True takes what the method learns for unused, "
                          "which learns outside the student's forward pass; leave it out")
     args.ddp_find_unused_parameters = False
+    if kind := next((k for k in ('FSDP','DEEPSPEED','MEGATRON_LM') if parse_flag_from_env(f'ACCELERATE_USE_{k}')), None):
+        raise ValueError(f"accelerate was told to use {kind}, which splits models over devices; features of whole layers are "
+                         "compared here: choose its usual data-parallel training")
     wrong = [k for k,v in dict(split_batches=False, even_batches=True).items() if getattr(args.accelerator_config, k)!=v]
     if args.world_size>1 and wrong: raise ValueError(f"accelerator_config: leave {wrong[0]} out; rows are shared evenly here")
 
