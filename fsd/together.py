@@ -17,7 +17,7 @@ from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
 from .methods import find_term
 from .passes import Features
-from .processes import number, several, sizes_of_all
+from .processes import met, number, sizes_of_all
 
 # %% ../nbs/10_together.ipynb #toge0010
 class _Gathered(torch.autograd.Function):
@@ -48,7 +48,7 @@ def gathered(
     >>> gathered(torch.ones(2, 3)).shape
     torch.Size([2, 3])
     """
-    if not several(): return x
+    if not met(): return x
     rows = rows or [n for n, in sizes_of_all([len(x)])]
     if x.dtype==torch.bool: return _Gathered.apply(x.byte(), rows).bool()
     return _Gathered.apply(x, rows)
@@ -151,7 +151,7 @@ class Reach:
 
     def all(self, loss:Tensor, model:nn.Module)->Tensor:
         "`loss`, with a gradient of 0 at the parameters of `model` that it does not look at."
-        if not several(): return loss
+        if not met(): return loss
         found = reached(loss)
         self.found |= found
         missed = [p for p in model.parameters() if p.requires_grad and id(p) not in found]
@@ -159,7 +159,7 @@ class Reach:
 
     def forget(self, model:nn.Module):
         "No gradient where no loss had one since last time, so that the optimizer leaves these parameters as they are."
-        if not several(): return
+        if not met(): return
         for p in model.parameters():
             if id(p) not in self.found: p.grad = None
         self.found = set()
@@ -172,7 +172,7 @@ def rows_of_last(
     "`batches`; the last one of an epoch is told how many rows it has in all processes, as it was filled up to be even."
     rows,a = trainer.train_dataset,trainer.args
     known = batches and hasattr(rows, '__len__') and not a.dataloader_drop_last
-    if several() and known and trainer.accelerator.gradient_state.end_of_dataloader:
+    if met() and known and trainer.accelerator.gradient_state.end_of_dataloader:
         batches[-1]['rows of all'] = len(rows)%(a.train_batch_size*a.world_size) or None
     return batches
 

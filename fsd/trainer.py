@@ -29,7 +29,7 @@ from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .together import Reach, Whole, differ, rows_of_last
-from .processes import by_first, several
+from .processes import by_first, met
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
 from .given import (Checked, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
@@ -99,7 +99,7 @@ def compute_loss(self:DistillationTrainer, model, inputs, return_outputs=False, 
     if not model.training: loss = self.hard(s, None, labels)
     else:
         t = self.teacher and self.teacher(inputs)
-        whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if several() else None
+        whole = Whole(s, t, labels, self.objective.needs, inputs.get('rows of all')) if met() else None
         loss,values = self.objective(s, t, labels, self.state.global_step, self.state.max_steps, whole)
         loss = self.reach.all(loss, self.model)
         self.note(loss, values)
