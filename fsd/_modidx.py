@@ -1277,6 +1277,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'fsd.together._longer': ('together.html#_longer', 'fsd/together.py'),
                               'fsd.together.check_processes': ('together.html#check_processes', 'fsd/together.py'),
                               'fsd.together.differ': ('together.html#differ', 'fsd/together.py'),
+                              'fsd.together.exchanged': ('together.html#exchanged', 'fsd/together.py'),
                               'fsd.together.gathered': ('together.html#gathered', 'fsd/together.py'),
                               'fsd.together.head': ('together.html#head', 'fsd/together.py'),
                               'fsd.together.reached': ('together.html#reached', 'fsd/together.py'),

@@ -64,7 +64,7 @@ def test_a_term_that_is_said_to_be_a_mean_is_one(name):
         torch.testing.assert_close(term(s, t, None), shares, rtol=1e-5, atol=1e-7)
 
 def test_parameters_that_no_loss_looked_at_are_left_alone(monkeypatch):
-    monkeypatch.setattr('fsd.together.met', lambda: True)
+    monkeypatch.setattr('fsd.together.exchanged', lambda: True)
     torch.manual_seed(0)
     model = torch.nn.ModuleDict({k:torch.nn.Linear(3, 1) for k in 'ab'})
     x,reach = torch.randn(4, 3),Reach()
