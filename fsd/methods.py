@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 import torch.nn.functional as F
+from fastcore.basics import patch
 import torch
 from torch import nn, Tensor
 from .balance import Balance, check_shares
@@ -305,15 +306,17 @@ class Objective(nn.Module):
         def at(w): return w(step,total) if callable(w) else self.balance.of(w) if isinstance(w, Share) else w
         return {n: at(w)*share.get(n,1) for n,w in self.weights.items()}
 
-    def forward(self,
-        s,               # `Features` of the student
-        t,               # `Features` of the teacher; `None` where no term looks at it
-        labels:Tensor|None=None, # (N,), or (N, C) where a row has several; `None` where no term reads them
-        step:int=0,      # For weights over time and schedules
-        total:int=1,     # Number of steps
-        whole:Callable|None=None, # `(name, term) -> scalar`, where these are a part of a batch, as in `fsd.together`
-    )->tuple[Tensor,dict[str,Tensor]]: # The loss, and each active term's own value before weighting
-        now = self.now(step, total)
-        values = {n:whole(n, self.terms[n]) if whole else self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
-        if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
-        return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}
+# %% ../nbs/08_methods.ipynb #obj00fwd
+@patch
+def forward(self:Objective,
+    s,               # `Features` of the student
+    t,               # `Features` of the teacher; `None` where no term looks at it
+    labels:Tensor|None=None, # (N,), or (N, C) where a row has several; `None` where no term reads them
+    step:int=0,      # For weights over time and schedules
+    total:int=1,     # Number of steps
+    whole:Callable|None=None, # `(name, term) -> scalar`, where these are a part of a batch, as in `fsd.together`
+)->tuple[Tensor,dict[str,Tensor]]: # The loss, and each active term's own value before weighting
+    now = self.now(step, total)
+    values = {n:whole(n, self.terms[n]) if whole else self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
+    if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
+    return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}
