@@ -123,9 +123,7 @@ def _compute(
     needs:list[tuple[str,int]],
     out:dict[str,np.ndarray],    # Arrays as `planned`, filled here
     max_length:int|None,         # Positions of every batch; the longest row of each if None
-    pad_token_id:int,
-    batch_size:int,
-    precision:str,
+    pad_token_id:int, batch_size:int, precision:str,
 ):
     "Run the teacher over all rows and put what it says into `out`."
     out['lengths'][:] = lengths if max_length is None else max_length

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'small_for', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words', 'model_fingerprint',
-           'weights_fingerprint', 'sketch', 'student_of']
+           'small_for', 'hub_name', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words',
+           'model_fingerprint', 'weights_fingerprint', 'sketch', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, pickle, re, shutil, tempfile, zipfile
@@ -156,6 +156,15 @@ def small_for(
     "`name`; of made-up sentences 'offline' in place of an 'auto' for which `FSD_MODEL` says nothing."
     small = made_up and name=='auto' and not os.environ.get('FSD_MODEL') and packaged()
     return 'offline' if small else name
+
+# %% ../nbs/04_models.ipynb #9afdc7c7
+def hub_name(
+    model:str|Path, # A folder, or a name
+)->str|None:
+    "The name on the hub of a `model` in its cache, of the package's, and of what is a name; `None` of any other folder."
+    if cached := re.search(r'models--([^/\\]+)[/\\]snapshots', str(model)): return cached[1].replace('--', '/')
+    if Path(model)==packaged(): return 'sentence-transformers/all-MiniLM-L6-v2'
+    return str(model) if re.fullmatch(r'[\w.-]+/[\w.-]+', str(model)) and not Path(model).exists() else None
 
 # %% ../nbs/04_models.ipynb #2b6f7e21
 def _folder(model:str|Path)->Path:

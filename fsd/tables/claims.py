@@ -8,7 +8,6 @@ __all__ = ['less', 'others', 'asked', 'numbers', 'table_of', 'paper_lead', 'judg
 # %% ../../nbs/tables/claims.ipynb #61df416a
 import math
 from collections.abc import Iterable
-from itertools import product
 
 import pandas as pd
 

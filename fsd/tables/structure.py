@@ -10,7 +10,6 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..paper import in_order
 from ..report import comparable
 from ..runs import Run
 from ..significance import drawn_scores, informative
