@@ -134,7 +134,7 @@ def launch(
     n:int,        # How many
     *command:str, # What each runs, such as `-m`, `fsd`; a script with its arguments
 ):
-    "Run a Python command in `n` processes of this machine that train together; a `RuntimeError` with its last lines if it fails."
+    "Run a Python command in `n` processes that train together; a `RuntimeError` with its last lines if it fails."
     words = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc_per_node={n}', *command]
     threads = str(max(1, torch.get_num_threads()//n))
     p = subprocess.Popen(words, env={'OMP_NUM_THREADS':threads} | os.environ, text=True, errors='replace',

@@ -6,7 +6,7 @@
 __all__ = ['batches', 'quantities', 'probes', 'relation_curves']
 
 # %% ../../nbs/figures/fig6_relations.ipynb #491cc16e
-import numpy as np, pandas as pd
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke

@@ -7,7 +7,7 @@ __all__ = ['phases', 'looks', 'phase', 'make', 'shares_figure']
 
 # %% ../../nbs/figures/shares.ipynb #5b000004
 import re
-import numpy as np, pandas as pd
+import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 

@@ -8,7 +8,7 @@ __all__ = ['forms', 'ways', 'both', 'tidied', 'make', 'missing']
 # %% ../../nbs/tables/estimator.ipynb #65000004
 from collections.abc import Iterable
 
-import numpy as np, pandas as pd
+import pandas as pd
 
 from ..paper import task_order
 from ..report import comparable, rates, reproduction, scores
