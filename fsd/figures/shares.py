@@ -86,7 +86,7 @@ def shares_figure(
              f'{padded[padding]}, {cka} CKA')
     rows = -(-len(methods)//cols)
     with style():
-        fig,axs = figure(rows=rows, cols=cols, size=(1.7,1.2), **caption(title, measured))
+        fig,axs = figure(rows=rows, cols=cols, size=(1.8,2.1), **caption(title, measured))
         for ax in axs.flat[len(methods):]: ax.remove()
         names = {}
         for ax,m in zip(axs.flat, methods):

@@ -48,7 +48,8 @@ def structure_figure(
         fig,axs = figure(rows=n, cols=len(measures), size=(10.5, 1.4*n+1.5), whole=True, **caption(title, found))
         for row,task in zip(axs, rows):
             for ax,k in zip(row, measures): _panel(ax, frame[frame.task==task], k, draws)
-            row[0].set_ylabel(f'{tasks[task].folder}, {tasks[task].metrics[0]} (%)')
+            metric = tasks[task].metrics[0].replace('f1', 'F1')
+            row[0].set_ylabel(f'{tasks[task].folder}, {metric} (%)')
         if not rows:
             for ax in axs[0]: hole(ax, 'none informative' if mute else 'no runs')
         for ax,k in zip(axs[-1], measures): ax.set_xlabel(_words.get(k, f'− difference,\n{k}'))
