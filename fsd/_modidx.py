@@ -239,6 +239,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.choice.Choice.runs': ('choice.html#choice.runs', 'fsd/choice.py'),
                             'fsd.choice.advice': ('choice.html#advice', 'fsd/choice.py'),
                             'fsd.choice.brought': ('choice.html#brought', 'fsd/choice.py'),
+                            'fsd.choice.same_answers': ('choice.html#same_answers', 'fsd/choice.py'),
                             'fsd.choice.standing': ('choice.html#standing', 'fsd/choice.py'),
                             'fsd.choice.without_them': ('choice.html#without_them', 'fsd/choice.py')},
             'fsd.cka': { 'fsd.cka._CKA': ('cka.html#_cka', 'fsd/cka.py'),
