@@ -58,7 +58,7 @@ class Design(Roles):
         if s.teacher: self.config = answering(self.config, self.task)
         self.learned,self.held = shared_out(s, len(self.data.splits['train']))
         self._name_folder()
-        self._check_processes(processes, told | params)
+        self._check_processes(processes, dict(task=task, method=method) | params | told)
 
 @patch
 def find(self:Design, s:Settings)->tuple:
@@ -76,7 +76,7 @@ def _check_processes(self:Design, n:int, told:dict):
     if n<1 or n>1 and started() not in (1, n):
         raise ValueError(f"processes={n} is not how many there are, {started()}, or can be; leave it out")
     share_of(self.settings.batch_size, max(n, started()))
-    if n>1 and told['data']=='memory':
+    if n>1 and 'memory' in (told['data'], told['unlabelled']):
         raise ValueError(f"processes={n}: none of them sees data that are in the memory of this one; write them to a file")
 
 @patch

@@ -109,7 +109,7 @@ def test_every_method_passes_its_rehearsal(outputs, tiny, name):
 def test_a_row_that_the_tokenizer_does_not_cut_ends_before_training(outputs, tiny, monkeypatch):
     exp = Experiment('wnli', 'nods', **tiny)
     long = lambda data,tokenizer,n: {k:Dataset.from_dict(dict(input_ids=[[2]*(n+1)], attention_mask=[[1]*(n+1)], labels=[0], idx=[0])) for k in data.splits}
-    monkeypatch.setattr('fsd.experiment.tokenise', long)
+    monkeypatch.setattr('fsd.lessons.tokenise', long)
     with pytest.raises(ValueError, match='33 tokens'): exp.teacher_folder
     assert not list(outputs.rglob('*.safetensors'))
 

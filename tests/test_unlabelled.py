@@ -42,8 +42,8 @@ def test_every_kind_of_method_learns_from_them(method, tiny_own, outputs, capsys
 
 def test_the_card_says_how_many_there_were_and_asks_for_them(tiny_own, outputs, tmp_path):
     texts(20).to_csv(tmp_path/'more.csv', index=False)
-    for given,call in ((texts(20), "unlabelled=texts"), (str(tmp_path/'more.csv'), "unlabelled='more.csv'")):
-        run = fsd.distill('mine', 'vkd', reviews(), **tiny_own, unlabelled=given)
+    for seed,(given,call) in enumerate(((texts(20), "unlabelled=texts"), (str(tmp_path/'more.csv'), "unlabelled='more.csv'"))):
+        run = fsd.distill('mine', 'vkd', reviews(), **tiny_own, seed=seed, unlabelled=given)
         card = (run.student_folder/'README.md').read_text()
         assert '20 rows without a label' in card and call in card and str(tmp_path) not in card
     assert 'more.csv and tiny-bert: in the folder where this is called' in card
