@@ -87,16 +87,19 @@ def make(
 _names = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by CKA without its bias',
           'agreement':'agreement with the teacher'}
 
-def seen(table:pd.DataFrame)->str: # A sentence for each task with a correlation; empty without
-    "What the score goes with, in words: of nearness by CKA, and of agreement."
-    def numbers(r): return f'{r.rho:.2f}, {r.low:.2f} to {r.high:.2f}, within methods {r.within:.2f}'
+def seen(
+    table:pd.DataFrame, # From `make`
+    about:Iterable[str]=tuple(_names), # Of the measures, those that are spoken of
+)->str: # A sentence for each task with a correlation; empty without
+    "What the score goes with, in words."
     out = []
     for task,own in table.dropna(subset='rho').groupby(level=0, sort=False):
-        rows,said = {k:own.loc[task,k] for k in _names if (task,k) in own.index},{}
-        for k,r in rows.items():
-            verdict = 'goes with' if r.low>0 else 'goes against' if r.high<0 else 'does not clearly go with'
-            said.setdefault(verdict, []).append(f'{_names[k]} ({numbers(r)})')
-        parts = [f"{v} {' and '.join(w)}" for v,w in said.items()]
-        out.append(f"Over the students of {task.upper()} the score {'; it '.join(parts)}: "
-                   'rank correlation, its 95 %, and that within methods.')
+        units,said = iter(['rank correlation ']),{}
+        for k in (k for k in about if (task,k) in own.index):
+            r,unit = own.loc[task,k],next(units, '')
+            numbers = f"{unit}{r.rho:.2f}, {'95 % '*bool(unit)}{r.low:.2f} to {r.high:.2f}, within methods {r.within:.2f}"
+            word = 'goes with' if r.low>0 else 'goes against' if r.high<0 else 'does not clearly go with'
+            said.setdefault(word, []).append(f'{_names[k]} ({numbers})')
+        parts = [f"{w} {(' or ' if ' not ' in w else ' and ').join(what)}" for w,what in said.items()]
+        out.append(f"Over the students of {task.upper()} the score {'; it '.join(parts)}.")
     return '\n\n'.join(out)
