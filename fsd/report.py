@@ -217,12 +217,14 @@ def save_table(
     decimals:int=2, # In the Markdown; the CSV keeps eight digits
     says:str='', # Markdown to stand above the table: a heading, what the numbers are; empty rows and columns are then left out below it
     turned:bool=False, # Rows to columns in the Markdown: many methods are easier to read as rows
+    shown:pd.DataFrame|None=None, # What stands in the Markdown, where that is for reading; `frame` if None
 )->list[Path]: # The CSV and the Markdown file
     "Write `frame` to `outputs()/'tables'`, the same bytes each time."
     if not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
     csv = _flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n')
-    shown = _filled(frame) if says else frame
+    shown = frame if shown is None else shown
+    if says: shown = _filled(shown)
     if turned: shown = shown.T.rename_axis('method')
     text = (f'{says.strip()}\n\n' if says else '')+markdown(shown, decimals)
     out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in ('csv','md')]

@@ -1,12 +1,13 @@
 """Tables of the paper from made-up records: what is missing is a hole, what is no result is refused by name, what is saved twice is the same."""
-import random, subprocess, sys
+import json, random, re, subprocess, sys
+from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fsd import runs
 from fsd.kept import Damaged
 from fsd.report import comparable, made_up, markdown, reproduction, save_table, scores, teachers
 from fsd.runs import Run
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
-from fsd.tables import ablation, batch, chosen, cka, claims, cost, glue, ranks, sizes
+from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, ranks, sizes
 
 tables = dict(glue=glue.make, tests=glue.tests, ablation=ablation.make, batch=batch.make, cka=cka.make, ranks=ranks.make, differences=ranks.differences, cost=cost.make, claims=claims.make)
 of_paper = ('nods','vkd','pkd','rkd','minilm','fsd_i','fsd_l','fsd_g','fsd_il','fsd')
@@ -199,8 +200,8 @@ def test_bootstrap_of_runs_reads_both_dev_sets_and_refuses_other_labels(outputs)
     table = bootstrap_runs([a], [b], 100)
     assert table.index.tolist()==['accuracy_m','accuracy_mm'] and (table.p<.02).all() and (table.low>0).all()
     tested = glue.tests([a,b], draws=100)
-    assert tested.loc['mnli','sentences p'].tolist()==table.p.tolist() and tested.loc['mnli','sentences Holm'].tolist()==[2*table.p.iloc[0]]*2
-    assert tested['seeds p'].isna().all(), 'one seed each has no spread'
+    assert tested.loc['mnli', ['lead low','lead high']].to_numpy().tolist()==table[['low','high']].to_numpy().tolist()
+    assert [c for c in tested if c.endswith((' p','Holm'))]==['paper p'], 'a lead of ours is tested in the claims alone'
     c = saved(full('mnli','vkd'), bad, labels[::-1])
     with pytest.raises(ValueError, match='different labels'): bootstrap_runs([a], [c])
     (b.folder/'predictions.npz').write_bytes(b'')
@@ -246,11 +247,54 @@ def test_cka_of_the_other_padding_is_never_taken_for_it():
 
 def test_speeds_are_relative_to_vkd_or_holes(tmp_path):
     t = cost.make([], dict(fsd=dict(kept=[9,10,12], inference=[3,3,3]), vkd=dict(kept=[7,8,9], live=[9,9,9]), sp=dict(kept=[16,16,16], live=[18,18,18])))
-    assert t['training as it runs, ours'].dropna().to_dict()==dict(sp=.5, fsd=.8) and t['training live, ours'].dropna().to_dict()==dict(sp=.5)
+    assert t['training as it runs, ours'].dropna().to_dict()==dict(vkd=1, sp=.5, fsd=.8) and t['training live, ours'].dropna().to_dict()==dict(vkd=1, sp=.5)
     assert t.loc['fsd', ['training as it runs, ours, least','training as it runs, ours, most']].tolist()==[7/12,1.] and t['inference, ours'].isna().all(), 'nothing stands for a speed that was not measured'
     for wrong in ('{"vkd": {"kept": null}}', '{"vkd": {"training": [1,2,3]}}', '{"vkd": {"kept": [3,2,1]}}'):
         (tmp_path/'speed.json').write_text(wrong)
         with pytest.raises(ValueError, match='vkd (kept|training) .* are not three quartiles'): cost.speeds(tmp_path/'speed.json')
+
+def test_batch_sizes_say_how_many_seeds_a_score_has():
+    some = [full(method='fsd_l', seed=i, overrides=dict(batch_size=b)) for b,n in ((8,3),(32,2)) for i in range(n)]
+    t = batch.make(some).loc[('fsd_l','mrpc','f1')]
+    assert t.seeds==2 and t[[8,32]].notna().all() and t[[16,64,'std','by luck']].isna().all()
+    assert batch.make([]).seeds.tolist()==[0]*6
+
+def test_claims_to_read_have_percents_to_one_decimal_and_no_false():
+    table = claims.make([full(m, method, s) for m in ('mrpc','rte') for method in of_paper for s in range(3)])
+    read = claims.readable(table)
+    assert len(read)==len(table) and list(read)==list(table) and 'False' not in markdown(read) and set(read.claimed)=={'yes',''}
+    percents = read.what.isin(('score','restored'))
+    assert read.fsd[percents].str.fullmatch(r'\d+\.\d').all() and read.fsd[~percents].str.fullmatch(r'\d+\.\d{3}').all()
+
+def test_a_table_may_be_read_otherwise_than_it_is_kept(outputs):
+    frame = pd.DataFrame({'a':[.125,None], 'b':[None,None]})
+    csv,md = save_table(frame, 'both', says='# Both', shown=frame.assign(a=['an eighth','']))
+    assert csv.read_text()=='a,b\n0.125,\n,\n' and md.read_text()=='# Both\n\n| a |\n| --- |\n| an eighth |\n'
+
+def test_the_estimator_speaks_of_tasks_and_seeds_that_have_both():
+    def one(task, seed, score, debiased): return made_up(task, 'fsd_l', seed, score, overrides=dict(padding='masked', debiased=debiased))
+    some = [one('rte', 0, .5, False), one('mrpc', 0, .5, False), one('mrpc', 1, .9, False), one('mrpc', 0, .6, True)]
+    assert set(estimator.make(some).index.get_level_values('task'))=={'mrpc'}
+    assert estimator.gains(some).loc[('mrpc','padding out','fsd_l'), ['gain','seeds']].tolist()==pytest.approx([10,1])
+    assert estimator.seen(some).endswith('+10.0 with local alone (`fsd_l`) points; one seed decides nothing.')
+
+def every_table_kept(): return sorted((Path(__file__).parents[1]/'outputs'/'tables').glob('*.md'))
+
+@pytest.mark.parametrize('path', every_table_kept(), ids=lambda p: p.stem)
+def test_a_table_that_is_kept_says_what_it_is(path):
+    head = path.read_text().split('\n|')[0]
+    assert head.startswith('# ') and '](../../nbs/' in head, 'a heading, and the page that made it'
+    assert '| False |' not in path.read_text()
+
+def test_links_of_the_results_lead_somewhere():
+    root = Path(__file__).parents[1]
+    page = json.loads((root/'nbs'/'results.ipynb').read_text())['cells'][-1]['outputs'][-1]['data']['text/markdown']
+    block = (root/'README.md').read_text().split('written by nbs/results.ipynb -->')[1].split('<!-- end of results')[0]
+    for where,text in ((root/'nbs', ''.join(page)), (root, block)):
+        links = re.findall(r'\]\(([^)]+)\)', text)
+        assert links and [l for l in links if not (where/l).exists()]==[]
+    p = {l.split('|')[12].strip() for l in (root/'outputs/tables/claims.md').read_text().splitlines() if '| Tables 2, 3 |' in l}
+    assert all(f'p {float(v):.2g} ' in block for v in p), 'one lead has one p'
 
 def test_sizes_are_counted_from_files_and_holes_without(tmp_path, monkeypatch):
     (tmp_path/'RTE').mkdir()

@@ -33,8 +33,9 @@ def make(
         o = tidy[(tidy.method==method) & (tidy.task==task) & (tidy.metric==metric)]
         if o.empty: return dict(seeds=0)
         wide = o.pivot(index='seed', columns='size', values='percent').reindex(columns=sizes)
-        whole = wide.dropna()
+        whole,least = wide.dropna(),min((n for n in wide.count() if n), default=0)
         luck = (whole.var().mean()/len(whole))**.5 if len(whole)>1 else np.nan
-        return {**(whole if len(whole) else wide).mean(), 'std':whole.mean().std(), 'by luck':luck, 'seeds':len(whole)}
+        means,seeds = (whole if len(whole) else wide).mean(),len(whole) or least
+        return {**means, 'std':whole.mean().std(), 'by luck':luck, 'seeds':seeds}
     out = pd.DataFrame([row(*k) for k in paper.index], paper.index, [*sizes,'std','by luck','seeds'])
     return out.astype({**dict.fromkeys([*sizes,'std','by luck'], float), 'seeds':int}).assign(paper=paper['std'])

@@ -47,9 +47,10 @@ def listens(method:str)->str:
     return '' if method not in methods else 'live' if kinds_read(method)-{'hidden','cls'} else 'kept'
 
 def relative(speed:Mapping, method:str, kind:str)->tuple: # speed, least, most; `nan` where not timed
-    "How many times as fast as vkd, by the medians, and what the middle halves of the rounds leave open."
-    a,b = speed.get(method, {}).get(kind),speed.get('vkd', {}).get(kind)
-    return (b[1]/a[1], b[0]/a[2], b[2]/a[0]) if a and b and method!='vkd' else (float('nan'),)*3
+    "How many times as fast as vkd, which is 1, by the medians, and what the middle halves of the rounds leave open."
+    a,b,hole = speed.get(method, {}).get(kind),speed.get('vkd', {}).get(kind),float('nan')
+    if not (a and b): return (hole,)*3
+    return (1., hole, hole) if method=='vkd' else (b[1]/a[1], b[0]/a[2], b[2]/a[0])
 
 # %% ../../nbs/tables/table8_cost.ipynb #e69bf5e2
 def _parameters(found:Iterable[Run])->dict[str,int]:
@@ -66,7 +67,7 @@ def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     speed:Mapping={}, # As from `speeds`
 )->pd.DataFrame: # Rows methods, columns teacher, millions, training as it runs and live, inference
-    "Table 8, ours beside the paper's; speeds are relative to vkd, which has none itself."
+    "Table 8, ours beside the paper's; speeds are relative to vkd."
     sizes,paper = _parameters(found),paper_cost()
     methods = in_order([*paper.index, *sizes, *speed])
     paper = paper.reindex(methods)

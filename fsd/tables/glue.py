@@ -13,7 +13,7 @@ import numpy as np, pandas as pd
 from ..paper import in_order, paper_rows, task_order
 from ..report import comparable, scores, teachers
 from ..runs import Run
-from ..significance import baselines, bootstrap_runs, holm, lead, printed, spread
+from ..significance import baselines, bootstrap_runs, lead, printed, spread
 
 # %% ../../nbs/tables/table2_glue.ipynb #ab29fb72
 def cell(mean:float, std:float=np.nan, n:int=1)->str|float:
@@ -42,7 +42,7 @@ def make(
 
 # %% ../../nbs/tables/table2_glue.ipynb #ac66ce4f
 def _on_sentences(found:list[Run], task:str, metric:str, method:str, other:str, draws:int)->pd.Series:
-    "Lead of `method` over `other` by the bootstrap: low, high and p."
+    "Lead of `method` over `other` by the bootstrap: low and high."
     here = [[o for o in found if (o.task,o.method)==(task,m)] for m in (method,other)]
     return bootstrap_runs(*here, draws).loc[metric]
 
@@ -50,14 +50,13 @@ def tests(
     found:Iterable[Run],
     method:str='fsd',
     draws:int=2000,
-)->pd.DataFrame: # Rows (task, metric); `nan` where nothing can be tested
-    "Is `method` ahead of the best baseline?"
+)->pd.DataFrame: # Rows (task, metric); `nan` where nothing can be compared
+    "How far `method` is ahead of the best baseline, and how far other sentences may move that."
     found = comparable(found)
     ours,paper = lead(spread(scores(found)), method),printed()
     theirs,p = lead(paper),paper.xs('fsd', level='method').p
     boot = [_on_sentences(found, *k, method, b, draws) for k,b in ours.baseline.items()]
-    boot = pd.DataFrame(boot, columns=['low','high','p']).set_axis(ours.index)
-    seeds = {'baseline':ours.baseline, 'lead':ours.difference, 'seeds p':ours.p, 'seeds Holm':holm(ours.p)}
-    over = {'lead low':boot.low, 'lead high':boot.high, 'sentences p':boot.p, 'sentences Holm':holm(boot.p)}
+    boot = pd.DataFrame(boot, columns=['low','high']).set_axis(ours.index)
+    found = {'baseline':ours.baseline, 'lead':ours.difference, 'lead low':boot.low, 'lead high':boot.high}
     published = {'paper baseline':theirs.baseline, 'paper lead':theirs.difference, 'paper p':p}
-    return pd.DataFrame(seeds|over).reindex(p.index).assign(**published)
+    return pd.DataFrame(found).reindex(p.index).assign(**published)
