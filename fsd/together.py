@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate.utils import parse_flag_from_env
+from transformers.training_args import ParallelMode
 from torch import nn, Tensor
 from fastcore.basics import patch
 from torch.autograd.function import once_differentiable
@@ -186,7 +187,7 @@ def check_processes(args):
     if args.ddp_find_unused_parameters:
         raise ValueError("ddp_find_unused_parameters=True takes what the method learns for unused, "
                          "which learns outside the student's forward pass; leave it out")
-    args.ddp_find_unused_parameters = False
+    if args.parallel_mode==ParallelMode.DISTRIBUTED: args.ddp_find_unused_parameters = False
     if kind := next((k for k in ('FSDP','DEEPSPEED','MEGATRON_LM') if parse_flag_from_env(f'ACCELERATE_USE_{k}')), None):
         raise ValueError(f"accelerate was told to use {kind}, which splits models over devices; features of whole layers are "
                          "compared here: choose its usual data-parallel training")
