@@ -12,7 +12,7 @@ from transformers import HfArgumentParser
 from transformers.hf_argparser import string_to_bool
 from .experiment import Experiment
 from .methods import find_method, methods
-from .processes import number
+from .processes import leave, number
 from .settings import Settings
 from .tasks import task_names, unknown
 from .values import unknown_parameter
@@ -55,5 +55,6 @@ def main(args:list[str]|None=None):
     "Run what the command asks for; prints where record and student are, and the scores."
     run = experiment(args).run()
     if not number(): print(run._repr_markdown_())
+    leave()
 
 if __name__=='__main__' and __package__: main() # not in a notebook, which is no part of a package

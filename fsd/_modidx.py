@@ -1055,6 +1055,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'fsd.processes.dealt': ('processes.html#dealt', 'fsd/processes.py'),
                                'fsd.processes.kept_by_all': ('processes.html#kept_by_all', 'fsd/processes.py'),
                                'fsd.processes.launch': ('processes.html#launch', 'fsd/processes.py'),
+                               'fsd.processes.leave': ('processes.html#leave', 'fsd/processes.py'),
                                'fsd.processes.meet': ('processes.html#meet', 'fsd/processes.py'),
                                'fsd.processes.met': ('processes.html#met', 'fsd/processes.py'),
                                'fsd.processes.number': ('processes.html#number', 'fsd/processes.py'),

@@ -16,7 +16,7 @@ from transformers import PrinterCallback
 from fsd import DistillationConfig, DistillationTrainer, Inheritance
 from fsd.methods import methods
 from fsd.machine import processes
-from fsd.processes import number
+from fsd.processes import number, leave
 
 def train(out:Path, method:str, batch=8, rows=21, accumulate=1, double=False, epochs=2, **knobs):
     "Write losses of every step and the weights in the end; `rows` in batches of `batch`, whatever the number of processes."
@@ -49,3 +49,4 @@ if __name__=='__main__':
     p.add_argument('-p', nargs='*', default=[])
     a = p.parse_args()
     for m in a.methods or methods: train(a.folder, m, **{k:value(v) for k,v in (o.split('=') for o in a.p)})
+    leave()
