@@ -13,6 +13,7 @@ from matplotlib.patheffects import Normal, Stroke
 
 from ..tasks import tasks
 from ..plots import caption, figure, hole, look, padded, students, style
+from ..report import rates
 from ..runs import Run
 
 # %% ../../nbs/figures/fig6_relations.ipynb #f4efe377
@@ -57,9 +58,8 @@ def _curve(ax, by_seed:pd.DataFrame, method:str, place:int)->pd.Series: # The me
 # %% ../../nbs/figures/fig6_relations.ipynb #cc44436e
 def _rates(found:list[Run])->dict[str,str]: # Empty where all have the same
     "The learning rate of each method, if the methods differ in it: a student with a higher one moves faster."
-    known = {o.method:lr for o in found if (lr := o.record['settings'].get('lr'))}
-    of = {m:f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-') for m,lr in known.items()}
-    return of if len(set(of.values()))>1 else {}
+    of = rates(found)
+    return of if len({*of.values()}-{''})>1 else {}
 
 def _names(methods:list[str], ran:set[str], seeds:dict[str,int], rates:dict[str,str]={})->list[Line2D]:
     "What the legend says of each method: its look, number of seeds and rate, or why it has no line."
