@@ -163,6 +163,14 @@ presets['estimator'] = Preset(
     "FSD's forms with biased and debiased CKA, padding in and out, on MRPC", ('mrpc',),
     compared(dict.fromkeys((*_ablations,'fsd'), 5), debiased=(False,True), padding=('paper','masked')), _minilm)
 
+presets['rates'] = Preset(
+    'the baselines at the rate of FSD, on MRPC', ('mrpc',),
+    compared(dict.fromkeys(('nods','vkd','pkd','rkd'), 3), lr=(1.5e-4,)), _minilm)
+
+presets['memory'] = Preset(
+    'the global structure with 30 % of the gradient, by debiased CKA, on MRPC', ('mrpc',),
+    compared(dict.fromkeys(('fsd_g','fsd'), 3), gamma_g=('share .3',), debiased=(True,)), _minilm | dict(shares=10))
+
 presets['bge'] = Preset(
     'BGE-small, 12 blocks taught to 6, ten methods at one common rate', ('mrpc','rte','stsb','cola'),
     compared(dict.fromkeys((*_main,*_ablations), 5), lr=(1e-4,)), _bge | dict(padding='masked'))

@@ -7,7 +7,7 @@ from fsd.kept import Damaged
 from fsd.report import comparable, made_up, markdown, reproduction, save_table, scores, teachers
 from fsd.runs import Run
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
-from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, ranks, sizes
+from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, memory, one_rate, ranks, sizes
 
 tables = dict(glue=glue.make, tests=glue.tests, ablation=ablation.make, batch=batch.make, cka=cka.make, ranks=ranks.make, differences=ranks.differences, cost=cost.make, claims=claims.make)
 of_paper = ('nods','vkd','pkd','rkd','minilm','fsd_i','fsd_l','fsd_g','fsd_il','fsd')
@@ -225,9 +225,21 @@ def test_ablation_compares_within_seeds():
 
 def test_the_memory_is_measured_at_equal_seeds(outputs):
     some = [saved(made_up('rte', m, s), np.eye(2)+v) for m,s,v in (('fsd',0,0), ('fsd',1,1), ('fsd_il',0,.5), ('fsd_il',3,9))]
-    row = ablation.memory(some).loc['rte']
-    assert row.tolist()[:4]==pytest.approx([.5,1,1,1]) and '50 %: the memory changes the student' in ablation.verdict(row)
-    assert len(ablation.memory([o for o in some if o.method=='fsd']))==0
+    row = memory.make(some).loc[('rte','fsd')].iloc[0]
+    assert row[['moves','seeds','seed','gain']].tolist()==pytest.approx([.5,1,1,0]) and memory.of_seed(row)==pytest.approx(50)
+    assert '50 % of what another seed does: it changes the student' in memory.seen(memory.make(some))
+    assert len(memory.make([o for o in some if o.method=='fsd']))==0
+
+def test_baselines_at_the_rate_of_fsd_stand_beside_their_own():
+    def run(method, seed, score, lr, by_hand=False):
+        o = made_up('rte', method, seed, score, overrides=dict(lr=lr))
+        if not by_hand: o.record['overrides'] = {}
+        return o
+    some = [run('fsd', 0, .7, 2e-5), run('vkd', 0, .6, 1e-5), run('vkd', 1, .6, 1e-5), run('vkd', 0, .8, 2e-5, True)]
+    row = one_rate.make(some).loc[('rte','vkd')]
+    assert row['chosen','lead']==pytest.approx(10) and row['one','lead']==pytest.approx(-10)
+    assert row['chosen','score'].endswith('(2)') and row['one','score']=='80.0 (1)'
+    assert len(one_rate.make(some[:3]))==0
 
 def test_ranks_need_all_four_and_come_from_the_last_look():
     four = [full('rte', m) for m in ranks.ranked]
