@@ -36,13 +36,14 @@ def _set(o:Run, name:str): return o.record['settings'].get(name)
 
 def pairs_of(
     found:Iterable[Run], # With rates, weights of the global structure and estimators changed by hand among them
-)->dict[tuple,tuple[dict,dict]]: # (task, method, weight, debiased, rate) to runs with and without it, by seed
+)->dict[tuple,tuple[dict,dict]]: # (task, method, weight, debiased, what they share) to runs with and without it, by seed
     "Students that learned the global structure, and those that differ in nothing else."
-    found = comparable(found, ('debiased','gamma_g','lr'))
-    def key(o): return o.task, o.method, str(_set(o, 'gamma_g')), bool(_set(o, 'debiased')), _set(o, 'lr')
+    found = comparable(found, ('debiased','gamma_g','lr','alpha'))
+    def shared(o): return _set(o, 'lr'), _set(o, 'alpha')
+    def key(o): return o.task, o.method, str(_set(o, 'gamma_g')), bool(_set(o, 'debiased')), shared(o)
     have = {k:{o.seed:o for o in found if key(o)==k} for k in dict.fromkeys(map(key, found)) if k[1] in without}
-    def lack(task, method, _, debiased, lr):
-        same = [o for o in found if (o.task,o.method,_set(o, 'lr'))==(task,without[method],lr)]
+    def lack(task, method, _, debiased, same):
+        same = [o for o in found if (o.task,o.method,shared(o))==(task,without[method],same)]
         return {o.seed:o for o in same if method=='fsd_g' or bool(_set(o, 'debiased'))==debiased}
     return {k:(own,lack(*k)) for k,own in have.items()}
 
@@ -57,7 +58,7 @@ def share_of(o:Run, term:str='global')->float:
 def _first(o:Run)->float: return 100*next(iter(by_metric(o.scores).values()))
 
 def make(
-    found:Iterable[Run], # As from `fsd.report.reproduction`, `also=('debiased','gamma_g','lr')`; maybe none
+    found:Iterable[Run], # As from `fsd.report.reproduction`, `also=('debiased','gamma_g','lr','alpha')`; maybe none
 )->pd.DataFrame: # A row per method and weight that has a student without the structure beside it
     "What the global structure is of the gradient (percent), moves of the logits, and gains in points of the first metric."
     rows = []
