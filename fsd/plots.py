@@ -10,6 +10,7 @@ __all__ = ['padded', 'style', 'look', 'figure', 'hole', 'mean_std', 'spread', 'b
 import io, math, re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from xml.sax.saxutils import escape
 from zlib import crc32
@@ -27,9 +28,13 @@ _style = {'font.size':9, 'axes.titlesize':9, 'figure.titlesize':10, 'legend.font
           'axes.grid':True, 'grid.color':'0.88', 'grid.linewidth':.6, 'lines.linewidth':1.4, 'lines.markersize':4,
           'figure.constrained_layout.use':True, 'svg.fonttype':'none'}
 
+@contextmanager
 def style():
     "Context in which every picture of this project is drawn."
-    return plt.rc_context(_style)
+    with plt.rc_context(_style):
+        yield
+        shows = plt.isinteractive() # the first figure of a notebook turns it on, the context off again
+    plt.interactive(shows)
 
 # %% ../nbs/14_plots.ipynb #ad65101d
 _spare = ('#b27b00','#a0522d','#708090','#d9536f','#5c9a1f'),((8,1,0),(7,1,0),(9,1,0),(10,1,0),(3,0,90),(3,1,90))
