@@ -1108,6 +1108,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.reading.window_logits': ('reading.html#window_logits', 'fsd/reading.py')},
             'fsd.report': { 'fsd.report._above': ('report.html#_above', 'fsd/report.py'),
                             'fsd.report._by_itself': ('report.html#_by_itself', 'fsd/report.py'),
+                            'fsd.report._constant': ('report.html#_constant', 'fsd/report.py'),
                             'fsd.report._filled': ('report.html#_filled', 'fsd/report.py'),
                             'fsd.report._flat': ('report.html#_flat', 'fsd/report.py'),
                             'fsd.report._reads': ('report.html#_reads', 'fsd/report.py'),

@@ -261,7 +261,7 @@ def _by_itself(run:Run, scores:dict, found:dict)->pd.DataFrame:
     rows = pd.DataFrame({'majority':by_metric(run.record['scores']['majority'])} | scores).T
     kept = {m:o.record['analysis']['restoration'] for m,o in found.items()}
     agreed = {m:next(iter(r.values()))['agreement'] for m,r in kept.items() if r}
-    return (100*rows.assign(**{'agreement with teacher':pd.Series(agreed)} if agreed else {})).round(2)
+    return (100*rows.assign(**{'agreement with teacher':pd.Series(agreed)} if agreed else {})).round(2).rename_axis('method')
 
 # %% ../nbs/17_report.ipynb #f7a7bb2d
 def beside_siblings(
@@ -276,7 +276,7 @@ def beside_siblings(
     ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in found.items()}
     if run.task not in task_order: return _by_itself(run, ours, found)
     kind = {'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')
-    return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1)
+    return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1).rename_axis('method')
 
 # %% ../nbs/17_report.ipynb #seen0002
 def _above(score:float, most:float, rows:int, metric:str)->str:
@@ -285,6 +285,12 @@ def _above(score:float, most:float, rows:int, metric:str)->str:
     if by>chance: return f'{by:.1f} points above'
     if by>0: return f'{by:.1f} points above, no more than chance may bring on {counted(rows, "row")},'
     return 'not above'
+
+def _constant(run:Run, split:str)->bool:
+    "Whether the student gives every row one label, as far as its predictions are there to tell."
+    if 'predictions.npz' not in run.record.get('files', {}): return False
+    said = run.arrays()[f'student_{split}']
+    return said.ndim==2 and said.shape[1]>1 and len({*said.argmax(1).tolist()})==1
 
 def seen(
     run:Run, # With the majority's scores in its record
@@ -301,5 +307,6 @@ def seen(
     agreed = record.get('analysis', {}).get('restoration', {}).get(split, {}).get('agreement')
     told = (f'It answers as its teacher does on {100*agreed:.1f} % of {counted(rows, "row")}.' if agreed is not None
             else 'Where answers are scores, nobody counts how often two agree.')
+    one = ' It gives every row the same label.' if _constant(run, split) else ''
     return (f'By {metric} on {split} the teacher reaches {100*t:.1f} %, {above_t} the majority ({100*m:.1f} %), {left}. '
-            f'The student, by `{run.method}`, reaches {100*s:.1f} %, {above_s} the majority{of_way}. {told}')
+            f'The student, by `{run.method}`, reaches {100*s:.1f} %, {above_s} the majority{of_way}.{one} {told}')
