@@ -249,8 +249,8 @@ def test_speeds_are_relative_to_vkd_or_holes(tmp_path):
     t = cost.make([], dict(fsd=dict(kept=[9,10,12], inference=[3,3,3]), vkd=dict(kept=[7,8,9], live=[9,9,9]), sp=dict(kept=[16,16,16], live=[18,18,18])))
     assert t['training as it runs, ours'].dropna().to_dict()==dict(vkd=1, sp=.5, fsd=.8) and t['training live, ours'].dropna().to_dict()==dict(vkd=1, sp=.5)
     assert t.loc['fsd', ['training as it runs, ours, least','training as it runs, ours, most']].tolist()==[7/12,1.] and t['inference, ours'].isna().all(), 'nothing stands for a speed that was not measured'
-    for wrong in ('{"vkd": {"kept": null}}', '{"vkd": {"training": [1,2,3]}}', '{"vkd": {"kept": [3,2,1]}}'):
-        (tmp_path/'speed.json').write_text(wrong)
+    for wrong in ('{"kept": null}', '{"training": [1,2,3]}', '{"kept": [3,2,1]}'):
+        (tmp_path/'speed.json').write_text(f'{{"steps": {{"vkd": {wrong}}}}}')
         with pytest.raises(ValueError, match='vkd (kept|training) .* are not three quartiles'): cost.speeds(tmp_path/'speed.json')
 
 def test_batch_sizes_say_how_many_seeds_a_score_has():
