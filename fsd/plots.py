@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['padded', 'style', 'look', 'figure', 'hole', 'mean_std', 'spread', 'beside', 'methods_axis', 'caption', 'students',
-           'loss_curves', 'pixels', 'cka_scale', 'heat_map', 'restoration_dots', 'score_dots', 'save']
+           'loss_curves', 'pixels', 'cka_scale', 'heat_map', 'restoration_dots', 'score_dots', 'ratio_bars', 'save']
 
 # %% ../nbs/14_plots.ipynb #7e5164fd
 import io, math, re
@@ -320,6 +320,28 @@ def score_dots(
             methods_axis([ax], methods, n)
             ax.set_ylim(longest-.4, -.6)
         _score_legend(fig, axs[0], bool(spans), loc='outside lower center', ncols=3)
+    return fig
+
+# %% ../nbs/14_plots.ipynb #4aa7de74
+def ratio_bars(
+    panels:Mapping[str,pd.DataFrame], # By heading; rows methods or other names, columns ratio, least and most
+    title:str='',
+    unit:str='', # What a ratio is: times as long as what
+    color:str|None=None, # Of all bars; each method's own if None
+    demo:bool=False, # Mark the picture as demo data
+)->Figure:
+    "Ratios as bars, a panel per heading on one scale; the first row of each is on top."
+    longest,most = max(map(len, panels.values())),max(f[['ratio','most']].max().max() for f in panels.values())
+    with style():
+        fig,axs = figure(title, demo, 1, len(panels), (max(6.2, 3.6*len(panels)), .9+.25*longest), True, sharex=True)
+        for ax,(heading,f) in zip(axs[0], panels.items()):
+            ax.barh(range(len(f)), f.ratio, .62, color=[color or look(m)['color'] for m in f.index], alpha=.8)
+            ax.hlines(range(len(f)), f.least, f.most, color='black', lw=1)
+            ax.axvline(1, color='0.3', lw=1, ls=(0,(4,2)))
+            for y,end,r in zip(range(len(f)), f[['ratio','most']].max(axis=1), f.ratio):
+                ax.annotate(f'{r:.2f}', (end,y), (4,0), textcoords='offset points', va='center', fontsize=8)
+            methods_axis([ax], f.index)
+            ax.set(title=heading, xlabel=unit, xlim=(0, 1.15*most), ylim=(longest-.4, -.6))
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08

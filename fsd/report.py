@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduction', 'named', 'scores', 'teachers', 'rates',
-           'markdown', 'save_table', 'siblings', 'beside_siblings', 'seen']
+           'markdown', 'save_table', 'marked', 'siblings', 'beside_siblings', 'seen']
 
 # %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
@@ -230,6 +230,22 @@ def save_table(
     out = [outputs()/'tables'/f'{name}.{suffix}' for suffix in ('csv','md')]
     for path,content in zip(out, (csv, text)):
         with atomic(path) as tmp: tmp.write_bytes(content.encode())
+    return out
+
+# %% ../nbs/17_report.ipynb #e7f57575
+def marked(
+    frame:pd.DataFrame, # Cells are numbers, or text that begins with one
+    columns:Iterable|None=None, # To be marked; all if None
+    among:Iterable|None=None, # Rows that compete; all but majority and teacher if None
+    decimals:int=2, # As `markdown` is told
+)->pd.DataFrame: # For reading
+    "`frame` with the greatest of each column in bold, if at the digits shown there is one."
+    if among is None: among = [m for m in frame.index if m not in ('majority','teacher')]
+    out = frame.astype(object)
+    for c in frame.columns if columns is None else columns:
+        words = frame[c].loc[list(among)].map(lambda v: _word(v, decimals))
+        v = pd.to_numeric(words.str.split().str[0], errors='coerce')
+        if (v==v.max()).sum()==1: out.at[v.idxmax(),c] = f'**{words[v.idxmax()]}**'
     return out
 
 # %% ../nbs/17_report.ipynb #6374fc86

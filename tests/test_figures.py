@@ -13,6 +13,7 @@ from fsd.figures.relations import batches, probes, quantities, relation_curves
 from fsd.figures.restoration import constant, restoration_figure, restored
 from fsd.tasks import tasks
 from fsd.report import made_up
+from fsd.tables import cost
 
 rates = dict(precision=.81, recall=.92, f1=.86, agreement=.8)
 
@@ -203,3 +204,17 @@ def test_a_peak_of_one_method_does_not_squeeze_the_others(tmp_path):
     ax, = (a for a in fig.axes if a.get_title() == quantities['inter_euclid'])
     assert ax.get_ylim()[1] < 1.3*usual and [t.get_text() for t in ax.texts] == [f'↑ VKD: peak {50*.7/3:.2g}, end {.7/7:.2g}']
     assert collisions(fig) == ([], [])
+
+def test_bars_of_ratios_start_at_0_and_name_what_was_timed_alone(tmp_path):
+    speed = dict(vkd=dict(kept=[9, 10, 11]), fsd=dict(kept=[10, 12, 13]), minilm=dict(live=[5, 5, 5]))
+    forms = {'local': dict(direct=[30, 40, 50], fsd=[9, 10, 11]), 'k-means': {'scikit-learn, k-means++': [50]*3, 'fsd, streaming in 200 MB': [10]*3}}
+    a, b = plots.ratio_bars({'kept': cost.longer(speed)}, 'a step', 'times VKD'), plots.ratio_bars({'': cost.faster(forms)}, 'forms', 'times as fast', '#0072b2')
+    assert [[t.get_text() for t in f.axes[0].get_yticklabels()] for f in (a, b)] == [['VKD', 'FSD'], ['k-means, streaming in 200 MB', 'local']]
+    assert [[t.get_text() for t in f.axes[0].texts] for f in (a, b)] == [['1.00', '1.20'], ['5.00', '4.00']] and a.axes[0].get_xlim()[0] == 0
+    assert collisions(a) == collisions(b) == ([], [])
+    first, again = ([p.read_bytes() for p in plots.save(a, tmp_path/name)] for name in 'ab')
+    assert first == again
+
+def test_a_headline_says_nothing_of_what_was_not_timed(tmp_path):
+    (tmp_path/'speed.json').write_text('{"forms": {"intra": {"direct": [4, 4, 4], "fsd": [1, 1, 1]}}}')
+    assert cost.headline(tmp_path/'none.json') == '' and cost.headline(tmp_path/'speed.json') == "FSD's losses are 4.0 to 4.0 times as fast as the direct forms."

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest
 from fsd import runs
 from fsd.kept import Damaged
-from fsd.report import comparable, made_up, markdown, reproduction, save_table, scores, teachers
+from fsd.report import comparable, made_up, markdown, marked, reproduction, save_table, scores, teachers
 from fsd.runs import Run
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
 from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, memory, one_rate, ranks, sizes
@@ -145,6 +145,20 @@ def test_a_hole_is_empty_in_csv_and_a_dash_in_markdown(outputs):
     back = pd.read_csv(outputs/'tables'/'holes.csv')
     assert back.a.isna().all() and back.b.tolist()[2:]==[3,4] and back.c[0]==.3
 
+def test_the_best_student_is_bold_at_the_digits_shown_and_the_csv_is_as_it_was(outputs):
+    f = pd.DataFrame({('a','x'):[99.,.804,.801,np.nan], ('a','y'):['3 ×1','–','2.00 (1.00) ×2','10.00 ×1'], 'b':[1.,.5,.5,.5]}, ['teacher','vkd','fsd','sp'])
+    shown = marked(f)
+    assert shown['a','y'].tolist()[2:]==['2.00 (1.00) ×2','**10.00 ×1**'] and '**' not in str(shown['a','x'].tolist()) and '**' not in str(shown['b'].tolist())
+    assert marked(f, decimals=3)['a','x'].tolist()[1]=='**0.804**' and marked(f, [('a','x')], ['fsd','sp'])['a','x'].tolist()[2]=='**0.80**'
+    csv,md = save_table(f, 'bold', shown=shown)
+    assert '**' not in csv.read_text() and md.read_text().count('**')==2
+
+def test_an_ablation_to_read_has_ours_before_the_papers():
+    some = [made_up('rte', m, s, v) for m,s,v in (('fsd',0,.6), ('fsd',1,.9), ('fsd_i',0,.5), ('fsd_i',1,.9), ('fsd_l',1,.8))]
+    t = ablation.readable(ablation.make(some))
+    assert t.loc[('rte','accuracy'),'ours'].dropna().to_dict()==dict(fsd_i='**-5.00 (5.00) ×2**', fsd_l='-10.00 ×1')
+    assert t.columns.tolist()==[(k,v) for k in ('ours','paper') for v in ablation.variants]
+
 @pytest.mark.parametrize('name', ['', '../x', 'a/b', 'a b', '.x'])
 def test_a_table_stays_in_its_folder(name, outputs):
     with pytest.raises(ValueError, match='cannot name a file'): save_table(pd.DataFrame({'a':[1]}), name)
@@ -261,8 +275,8 @@ def test_speeds_are_relative_to_vkd_or_holes(tmp_path):
     t = cost.make([], dict(fsd=dict(kept=[9,10,12], inference=[3,3,3]), vkd=dict(kept=[7,8,9], live=[9,9,9]), sp=dict(kept=[16,16,16], live=[18,18,18])))
     assert t['training as it runs, ours'].dropna().to_dict()==dict(vkd=1, sp=.5, fsd=.8) and t['training live, ours'].dropna().to_dict()==dict(vkd=1, sp=.5)
     assert t.loc['fsd', ['training as it runs, ours, least','training as it runs, ours, most']].tolist()==[7/12,1.] and t['inference, ours'].isna().all(), 'nothing stands for a speed that was not measured'
-    for wrong in ('{"vkd": {"kept": null}}', '{"vkd": {"training": [1,2,3]}}', '{"vkd": {"kept": [3,2,1]}}'):
-        (tmp_path/'speed.json').write_text(wrong)
+    for wrong in ('{"kept": null}', '{"training": [1,2,3]}', '{"kept": [3,2,1]}'):
+        (tmp_path/'speed.json').write_text(f'{{"steps": {{"vkd": {wrong}}}}}')
         with pytest.raises(ValueError, match='vkd (kept|training) .* are not three quartiles'): cost.speeds(tmp_path/'speed.json')
 
 def test_batch_sizes_say_how_many_seeds_a_score_has():
