@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
+import orjson
 from filelock import FileLock, Timeout
 import fsd
 
@@ -119,15 +120,26 @@ def write_json(
     with atomic(path) as tmp: # file names need not be Unicode, hence `errors`
         tmp.write_text(text, encoding='utf-8', errors='backslashreplace')
 
+# %% ../nbs/01_kept.ipynb #813fa4f6
+def _patiently(path:Path, content:bytes):
+    "`content` as Python's own parser has it; the `ValueError` of a malformed one names `path` and the line."
+    def refuse(name): raise ValueError(f'{path}: {name} is no number that JSON knows')
+    try: return json.loads(content.decode(), parse_constant=refuse)
+    except json.JSONDecodeError as e: at, why = f'line {e.lineno}', e.msg
+    except UnicodeDecodeError as e: at, why = f'line {content[:e.start].count(10)+1}', 'not UTF-8'
+    raise ValueError(f'{path}, {at}: {why}; the file is not whole JSON')
+
 # %% ../nbs/01_kept.ipynb #aa5a73c1
 def read_json(path:Path):
-    "What `write_json` wrote. A malformed file is a `ValueError` that names the file and the line."
+    """What `write_json` wrote, but whole numbers of more than 64 bits as floats.
+
+    A malformed file is a `ValueError` that names the file and the line.
+    """
     path = Path(path)
-    def refuse(name): raise ValueError(f'{path}: {name} is no number that JSON knows')
-    try: return json.loads(path.read_text(encoding='utf-8'), parse_constant=refuse)
-    except json.JSONDecodeError as e: at, why = f'line {e.lineno}', e.msg
-    except UnicodeDecodeError as e: at, why = f'line {e.object[:e.start].count(10)+1}', 'not UTF-8'
-    raise ValueError(f'{path}, {at}: {why}; the file is not whole JSON')
+    content = path.read_bytes()
+    try: return orjson.loads(content)
+    except orjson.JSONDecodeError: pass
+    return _patiently(path, content)
 
 # %% ../nbs/01_kept.ipynb #04059800
 class Damaged(ValueError):

@@ -72,9 +72,8 @@ def belongs(
 )->bool:
     "Whether `run` is part of the reproduction with `model`, `padding` and `precision`."
     s,changed = run.record['settings'],run.record['overrides']
-    either = 'padding' not in (_reads(run.method) or {'padding'})
-    same = run.model==model and s['precision']==precision and (s['padding']==padding or either)
-    return same and set(changed)<={'padding','precision',*also}
+    same = run.model==model and s['precision']==precision and set(changed)<={'padding','precision',*also}
+    return same and (s['padding']==padding or 'padding' not in (_reads(run.method) or {'padding'}))
 
 # %% ../nbs/17_report.ipynb #944ad310
 def _today(task:str, method:str, model:str, source:str)->tuple[dict,set]:
@@ -99,18 +98,17 @@ def comparable(
 )->list[Run]: # By task, method and seed, in the order of the paper's tables
     "`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not."
     found,seen,first = results(found),{},{}
-    same = dict(models=lambda o: o.model, data=lambda o: o.record['data']['fingerprint'])
-    if not also: same['teachers'] = lambda o: o.teacher
+    def shared(o): return dict(models=o.model, data=o.record['data']['fingerprint'], teachers=None if also else o.teacher)
     for o in found:
-        key = (o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also))
+        key,own = (o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also)),shared(o)
         if key in seen:
             raise ValueError(f'two runs of {o.task}, {o.method}, seed {o.seed}: {seen[key]} and {o.folder}; '
                              'a table takes one')
-        seen[key],one = o.folder,first.setdefault(o.task, o)
-        for what,of in same.items():
-            if of(o)!=of(one): raise ValueError(f'runs of {o.task} have different {what}: {one.folder} and {o.folder}')
-    order = in_order(o.method for o in found)
-    return sorted(found, key=lambda o: (task_order.index(o.task), order.index(o.method), o.seed))
+        seen[key],(one,theirs) = o.folder,first.setdefault(o.task, (o,own))
+        for what,v in own.items():
+            if v!=theirs[what]: raise ValueError(f'runs of {o.task} have different {what}: {one.folder} and {o.folder}')
+    at = {m:i for i,m in enumerate(in_order(o.method for o in found))}
+    return sorted(found, key=lambda o: (task_order.index(o.task), at[o.method], o.seed))
 
 # %% ../nbs/17_report.ipynb #de345b8c
 def _said(old:dict[str,dict])->str:

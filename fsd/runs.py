@@ -6,7 +6,8 @@
 __all__ = ['kinds', 'kind_of', 'folder_of', 'check', 'Run', 'save', 'load', 'find']
 
 # %% ../nbs/12_runs.ipynb #290f0daf
-import re, zipfile
+import gc, re, zipfile
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 import numpy as np
@@ -160,6 +161,18 @@ def _repr_markdown_(self:Run)->str:
                       '| percent | teacher | student, last epoch | student, best epoch |', '|---|---|---|---|',
                       *(row(split, metric) for split,o in self.scores.items() for metric in o)])
 
+# %% ../nbs/12_runs.ipynb #b3efcbd1
+@contextmanager
+def _uncollected():
+    "No garbage is collected meanwhile, and what was made counts as old after it; a collector that was on is on again."
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        gc.freeze()
+        gc.unfreeze() # into the oldest generation
+        if was: gc.enable()
+
 # %% ../nbs/12_runs.ipynb #3aa72aa6
 def find(
     root:Path|None=None, # Folder to search; `outputs()/kind` if None
@@ -169,7 +182,7 @@ def find(
     if kind not in (*kinds, None): raise ValueError(f'kind={kind!r} is none of {", ".join(kinds)}')
     if root is not None and not Path(root).is_dir(): raise FileNotFoundError(f'{root} is not a folder')
     roots = [Path(root)] if root is not None else [outputs()/k for k in kinds if kind in (k, None)]
-    found = [load(p.parent) for r in roots for p in sorted(r.rglob('run.json'))]
+    with _uncollected(): found = [load(p.parent) for r in roots for p in sorted(r.rglob('run.json'))]
     for o in found:
         if kind in (o.kind, None): continue
         raise ValueError(f'{o.folder}/run.json is of kind {o.kind!r}, among {kind!r}; kind=None takes all kinds')

@@ -42,10 +42,10 @@ def _means(
     methods:list[str],
 )->pd.DataFrame: # Rows (task, CKA), columns methods, all numbers
     "Means over the seeds, the number of these, and the paper's; last the means over the tasks."
-    rows = {}
+    rows,of = {},{}
+    for o in found: of.setdefault((o.task,o.method), []).append(of_run(o, padding))
     for task in task_order:
-        of = {m:[of_run(o, padding) for o in found if (o.task,o.method)==(task,m)] for m in methods}
-        each = {m:pd.DataFrame(v, columns=kinds).astype(float) for m,v in of.items()}
+        each = {m:pd.DataFrame(of.get((task,m), []), columns=kinds).astype(float) for m in methods}
         for k in kinds: rows[task,k] = {m:o[k].mean() for m,o in each.items()}
         rows[task,'seeds'] = {m:o.biased.count() or np.nan for m,o in each.items()}
         rows[task,'paper'] = {m:v for m,v in paper_cka(task).items() if m in methods}
