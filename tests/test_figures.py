@@ -105,8 +105,7 @@ def test_every_method_has_its_place_and_its_look():
 
 def test_a_method_without_a_place_comes_last_in_every_picture_with_its_own_look(drawn, found):
     assert plots.students(found)[-3:] == ['fsd', 'mine', 'pkt'] and 'pkt' not in method_order
-    for name in ('restoration', 'between'):
-        assert any([t.get_text() for t in ax.get_yticklabels()][-2:] == ['mine (1)', 'PKT (1)'] for ax in drawn[name].axes), name
+    assert any([t.get_text() for t in ax.get_yticklabels()][-2:] == ['mine (1)', 'PKT (1)'] for ax in drawn['between'].axes)
     assert [t.get_text() for t in drawn['relations'].legends[0].get_texts()][-2:] == ['mine (1)', 'PKT (1)']
     assert [ax.get_title().split('\n')[0] for ax in drawn['maps'].axes if '(1)' in ax.get_title()][-2:] == ['mine (1)', 'PKT (1)']
     its = {(l.get_color(), l.get_marker()) for ax in drawn['relations'].axes for l in ax.lines}
@@ -124,6 +123,9 @@ def test_restoration_says_spread_number_and_holes(drawn, found):
     labels = [t.get_text() for ax in drawn['restoration'].axes for t in ax.get_yticklabels()]
     assert 'FSD (3)' in labels and 'VKD (1)' in labels and 'WNLI' in labels and 'STS-B' not in labels
     assert sum('±' in w for w in words(drawn['restoration'])) == 4
+    rows, = ([t.get_text() for t in ax.get_yticklabels()] for ax in drawn['restoration'].axes if ax.get_ylabel() == 'MRPC')
+    assert rows[:3] == ['FSD (3)', 'PKT (1)', 'mine (1)'] and not rows[-1].endswith(')'), 'the best on top, several seeds above one, what was not run below'
+    assert [t.get_text() for t in drawn['restoration'].legends[0].get_texts()] == ['a seed', 'mean of several']
 
 def test_restoration_has_the_line_of_a_constant_answer(tmp_path):
     def of(task, answers):
@@ -131,12 +133,12 @@ def test_restoration_has_the_line_of_a_constant_answer(tmp_path):
         return runs.save(runs.Run(tmp_path/r.folder, r.record), predictions={f'teacher_{s}': np.eye(tasks[task].num_labels, dtype='float32')[answers] for s in tasks[task].dev})
     yes, no = of('mrpc', [1, 1, 1, 0]), of('wnli', [0, 0, 0, 0])
     rates_of = constant([yes, no])
-    assert rates_of.loc['MRPC'].tolist() == pytest.approx([.75, 1, 6/7, .75])
-    assert rates_of.loc['WNLI'].isna().tolist() == [True, True, True, False] # no class 1, so nothing to restore of it
+    assert rates_of.loc['MRPC'].tolist() == pytest.approx([.75, 6/7, .75, 1])
+    assert rates_of.loc['WNLI'].isna().tolist() == [False, True, True, True] # no class 1, so nothing to restore of it
     assert constant([of('stsb', [0])]).empty and constant([of('mnli', [2, 2, 0])]).index.tolist() == ['MNLI-m', 'MNLI-mm']
     fig = restoration_figure([yes, no])
     dashed = [[l.get_xdata()[0] for l in ax.lines if l.get_linestyle() == '--'] for ax in fig.axes]
-    assert [x for d in dashed for x in d] == pytest.approx([100, 75, 100, 600/7, 75]) and "dashed: always the teacher's most frequent answer" in words(fig)[0]
+    assert [x for d in dashed for x in d] == pytest.approx([100, 75, 600/7, 75, 100]) and [t.get_text() for t in fig.legends[0].get_texts()] == ['always the most frequent answer']
     f1 = next(ax for ax, d in zip(fig.axes, dashed) if d == pytest.approx([600/7]))
     assert f1.get_xlim()[0] > 40, 'starts where differences can be seen'
 
@@ -154,6 +156,7 @@ def test_maps_are_means_over_seeds_on_one_scale(found):
 def test_captions_count_only_what_is_drawn(found):
     some = [*(o for o in found if o.method == 'fsd'), made_up('mrpc', 'fsd', 7), made_up('mrpc', 'vkd', 7)]
     for fig in (heat_maps(some, 'mrpc'), between(some), relation_curves(some, 'mrpc')): assert words(fig)[0].endswith(', 3 seeds')
+    assert words(restoration_figure([*some[:3], made_up('rte', 'fsd')], only=['MRPC']))[0].endswith(', 3 seeds')
 
 def test_a_map_of_the_other_padding_is_never_taken(tmp_path):
     own = {k: np.eye(3, dtype='float32') for k in ('biased_validation', 'debiased_validation')}

@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 from ..analysis import restoration
 from ..tasks import by_metric, tasks
-from ..plots import caption, padded, restoration_dots, students
+from ..plots import caption, padded, ranked, restoration_dots, students
 from ..paper import task_order
 from ..runs import Run
 
 # %% ../../nbs/figures/fig3_restoration.ipynb #b2d7728f
-_rates = ['precision','recall','f1','agreement']
+_rates = ['agreement','f1','precision','recall']
 
 def _panel(task:str, split:str)->str:
     "Name of the panel: the task, and -m or -mm for MNLI's two dev sets."
@@ -53,10 +53,14 @@ def restoration_figure(
     padding:str='masked', # For the title
     only=None, # Panels to show; all of the figure's if None
 )->Figure:
-    "Figure 3: a row of panels per task, a row of dots per method; what was not run keeps its place."
+    "Figure 3: a row of panels per task, a row of dots per method, by agreement; what was not run keeps its place."
     panels = {_panel(t, s):t for t in task_order if not tasks[t].regression for s in tasks[t].dev if only is None or _panel(t, s) in only}
-    methods = {p:students([o for o in found if o.task==t]) for p,t in panels.items()}
-    words = (f"Restoration: students' predictions against the teacher's, {padded[padding]}\n"
-             "axes do not start at 0; bar: mean; dashed: always the teacher's most frequent answer")
+    found = [o for o in found if o.task in panels.values()]
     frame,lines = restored(found),constant(found)
+    def order(panel, task):
+        best = ranked(frame.agreement[panel].dropna()) if panel in frame.index else []
+        return list(dict.fromkeys([*best, *students([o for o in found if o.task==task])]))
+    words = (f"Restoration: students' predictions against the teacher's, {padded[padding]}\n"
+             "methods by agreement, the best on top; axes do not start at 0")
+    methods = {p:order(p, t) for p,t in panels.items()}
     return restoration_dots(frame, tasks=panels, methods=methods, constant=lines, **caption(words, found))
