@@ -872,6 +872,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.methods._of_examples': ('methods.html#_of_examples', 'fsd/methods.py'),
                              'fsd.methods._of_tokens': ('methods.html#_of_tokens', 'fsd/methods.py'),
                              'fsd.methods._soft': ('methods.html#_soft', 'fsd/methods.py'),
+                             'fsd.methods.as_registered': ('methods.html#as_registered', 'fsd/methods.py'),
                              'fsd.methods.check_lacking': ('methods.html#check_lacking', 'fsd/methods.py'),
                              'fsd.methods.check_shows': ('methods.html#check_shows', 'fsd/methods.py'),
                              'fsd.methods.check_tokens': ('methods.html#check_tokens', 'fsd/methods.py'),

@@ -244,3 +244,10 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuses(*args, **kw): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr('fsd.kept.FileLock.acquire', refuses)
     with pytest.raises(PermissionError, match='x has to be made, but .* cannot be written to'): kept(tmp_path/'x', never)
+
+@pytest.mark.parametrize('content,says', [(b'', 'line 1: Expecting value'), (b'{\n "a": [1,\n', 'line 3: Expecting value'),
+    (b'{\n "a": "\xff"}', 'line 2: not UTF-8'), (b'{"a": NaN}', 'NaN is no number'), (b'{"a": -Infinity}', '-Infinity is no number')])
+def test_what_is_no_json_is_said_with_its_place(tmp_path, content, says):
+    (tmp_path/'a.json').write_bytes(content)
+    with pytest.raises(ValueError) as e: read_json(tmp_path/'a.json')
+    assert str(e.value).startswith(f'{tmp_path/"a.json"}') and says in str(e.value) and e.value.__context__ is None

@@ -59,6 +59,14 @@ def test_every_module_has_one_notebook():
     where = re.findall(r'default_exp +([\w.]+)', '\n'.join(c.source for n in cells.values() for c in n if c.cell_type=='code'))
     assert sorted(where)==sorted('.'.join(p.with_suffix('').parts) for p in modules)
 
+def test_a_chapter_that_registers_terms_gives_the_package_its_own_back():
+    "Several are tested in one process."
+    code = {n: [c.source for c in cs if c.cell_type=='code'] for n,cs in cells.items()}
+    registers = re.compile(r'\b(terms|methods|schedules)(\[.+?\] = | \|= )')
+    those = {n for n,ss in code.items() if any(s.startswith('#| export') and registers.search(s) for s in ss)}
+    both = {n for n,ss in code.items() if 'give_back = as_registered()' in ss[1] and ss[-1].endswith('give_back()')}
+    assert those==both and '08_methods' in those
+
 @pytest.mark.parametrize('name', commands)
 def test_commands_have_one_cell_of_parameters(name):
     assert 'distill' in commands and sum('parameters' in c.metadata.get('tags', []) for c in cells[name])==1

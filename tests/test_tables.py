@@ -6,6 +6,7 @@ from fsd import runs
 from fsd.kept import Damaged
 from fsd.report import comparable, made_up, markdown, marked, reproduction, save_table, scores, teachers
 from fsd.runs import Run
+from fsd.settings import resolve
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
 from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, memory, one_rate, ranks, sizes
 
@@ -111,6 +112,16 @@ def test_a_reproduction_takes_one_model_one_padding_and_nothing_else_changed(out
     assert [(o.method, o.record['overrides'].get('padding')) for o in reproduction(padding='paper')]==[('vkd',None), ('pkd',None), ('fsd',None)]
     assert [o.method for o in reproduction('other')]==['vkd']
     assert reproduction(root=outputs/'nowhere')==[]
+
+def test_more_seeds_ask_for_no_more_settings(monkeypatch):
+    asked = []
+    monkeypatch.setattr('fsd.report.resolve', lambda *a, **kw: asked.append(a) or resolve(*a, **kw))
+    def times(seeds):
+        asked.clear()
+        found = reproduction(padding='paper', among=[made_up('mrpc', m, s) for m in ('vkd','fsd') for s in range(seeds)])
+        assert len(found)==2*seeds
+        return len(asked)
+    assert times(1)==times(7)==2
 
 def test_two_runs_for_one_place_are_both_named(outputs):
     for o in ({}, dict(padding='masked')): saved(full(overrides=o), np.eye(2))
@@ -243,6 +254,12 @@ def test_the_memory_is_measured_at_equal_seeds(outputs):
     assert row[['moves','seeds','seed','gain']].tolist()==pytest.approx([.5,1,1,0]) and memory.of_seed(row)==pytest.approx(50)
     assert '50 % of what another seed does: it changes the student' in memory.seen(memory.make(some))
     assert len(memory.make([o for o in some if o.method=='fsd']))==0
+
+def test_the_memory_reads_each_student_once(outputs, monkeypatch):
+    some,read,usual = [saved(made_up('rte', m, s), np.eye(2)+s) for m in ('fsd','fsd_il') for s in range(5)],[],Run.arrays
+    monkeypatch.setattr(Run, 'arrays', lambda self, *a: read.append(self.folder) or usual(self, *a))
+    assert memory.make(some).seed.item()==pytest.approx(2)
+    assert sorted(read)==sorted(o.folder for o in some)
 
 def test_baselines_at_the_rate_of_fsd_stand_beside_their_own():
     def run(method, seed, score, lr, by_hand=False):
