@@ -339,7 +339,7 @@ def ratio_bars(
     color:str|None=None, # Of all bars; each method's own if None
     demo:bool=False, # Mark the picture as demo data
 )->Figure:
-    "Ratios as bars, a panel per heading on one scale; the first row of each is on top."
+    "Ratios as bars, a panel per heading on one scale, of logarithms from 30 on; the first row of each is on top."
     longest,most = max(map(len, panels.values())),max(f[['ratio','most']].max().max() for f in panels.values())
     with style():
         fig,axs = figure(title, demo, 1, len(panels), (max(6.2, 3.6*len(panels)), .9+.25*longest), True, sharex=True)
@@ -348,9 +348,12 @@ def ratio_bars(
             ax.hlines(range(len(f)), f.least, f.most, color='black', lw=1)
             ax.axvline(1, color='0.3', lw=1, ls=(0,(4,2)))
             for y,end,r in zip(range(len(f)), f[['ratio','most']].max(axis=1), f.ratio):
-                ax.annotate(f'{r:.2f}', (end,y), (4,0), textcoords='offset points', va='center', fontsize=8)
+                ax.annotate(f'{r:.{2-(most>30)}f}', (end,y), (4,0), textcoords='offset points', va='center', fontsize=8)
             methods_axis([ax], f.index)
             ax.set(title=heading, xlabel=unit, xlim=(0, 1.15*most), ylim=(longest-.4, -.6))
+            if most>30:
+                ticks = [1,3,10,30,100]
+                ax.set(xscale='log', xticks=ticks, xticklabels=ticks, xlim=(.8, 2*most))
     return fig
 
 # %% ../nbs/14_plots.ipynb #18afbc08
