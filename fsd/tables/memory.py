@@ -95,10 +95,10 @@ def seen(
         task,method,weight,cka = key
         part = '' if np.isnan(r['share']) else f', {r["share"]:.2g} % of the gradient'
         far = of_seed(r)
-        moved = '' if np.isnan(far) else f' It moves the logits by {far:.2g} % of what another seed does'
+        moved = '' if np.isnan(far) else f' It moves the logits by {far:.{0 if far>=10 else 1}f} % of what another seed does'
         little = moved and (': next to nothing.' if far<10 else ': it changes the student.')
         seeds,clear = int(r.seeds),r.seeds>1 and abs(r.gain)>=2*r.se>0
         gain = f"{r.gain:+.1f} points over `{r.without}`{f' (± {r.se:.1f})' if seeds>1 else ''}"
-        says = 'one seed decides nothing' if seeds<2 else 'more than twice its standard error' if clear else 'not clear'
+        says = 'one seed decides nothing' if seeds<2 else 'more than twice its standard error, though of few seeds' if clear and seeds<3 else 'more than twice its standard error' if clear else 'not clear'
         return f'- {task.upper()}, `{method}`, γ_g = {worded(weight)}{part}, {cka} CKA: {gain}, {says}.{moved}{little}'
     return '\n'.join(line(k, r) for k,r in table.iterrows())
