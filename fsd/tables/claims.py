@@ -12,8 +12,8 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..paper import paper_cka, paper_rows, task_order
-from ..tasks import by_metric, tasks
-from ..report import comparable, rates
+from ..tasks import tasks
+from ..report import comparable, first_score, rates
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs, error, holm, informative, visible, welch
 from .ablation import paper_losses, variants
@@ -28,7 +28,7 @@ def numbers(
     "What the claims are about, of one run, first metric and dev split; all but its relations."
     split = tasks[run.task].dev[0]
     percent = lambda v: math.nan if v is None else 100*v
-    found = {'score': percent(next(iter(by_metric(run.scores).values())))}
+    found = {'score': first_score(run)}
     if r := run.record.get('analysis', {}).get('restoration', {}).get(split): found['restored'] = percent(r['f1'])
     return found | {f'CKA, {k}':v for k,v in of_run(run, padding).items() if k!='elsewhere'}
 

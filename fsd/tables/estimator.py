@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..paper import task_order
-from ..report import comparable, rates, reproduction, scores
+from ..report import averaged, comparable, rates, reproduction, scores
 from ..runs import Run
 from ..tasks import tasks
 
@@ -36,11 +36,6 @@ def tidied(found:Iterable[Run])->pd.DataFrame: # Columns task, metric, method, s
     parts = [scores([o]).assign(way=way(o)) for o in found]
     return pd.concat([scores([]).assign(way=''), *parts])[['task','metric','method','seed','way','percent']]
 
-def _cell(v:pd.Series)->str|None:
-    v = v.dropna()
-    if v.empty: return None
-    return f'{v.mean():.1f}'+f' ± {v.std():.1f}'*(len(v)>1)+f' ({len(v)})'
-
 def _gain(of:dict, padding:str)->str|None:
     "Debiased against biased, of the seeds that both have."
     a,b = (of.get(ways[padding,d]) for d in (True,False))
@@ -62,7 +57,7 @@ def make(
         for method in forms:
             own = tidy[(tidy.task==task) & (tidy.metric==metric) & (tidy.method==method)]
             of = {w:g.set_index('seed').percent for w,g in own.groupby('way')}
-            cells = {w:_cell(of.get(w, pd.Series(dtype=float))) for w in ways.values()}
+            cells = {w:averaged(of.get(w, pd.Series(dtype=float))) for w in ways.values()}
             gains = {f"debiased gains, {ways[p,False].split(',')[0]}":_gain(of, p) for p in ('paper','masked')}
             rows[task,metric,method] = {'rate':at.get(method)} | cells | gains
     index = pd.MultiIndex.from_tuples(rows, names=['task','metric','method'])

@@ -11,9 +11,8 @@ from itertools import combinations
 
 import numpy as np, pandas as pd
 
-from ..report import comparable
+from ..report import comparable, first_score
 from ..runs import Run
-from ..tasks import by_metric, tasks
 
 # %% ../../nbs/tables/memory.ipynb #7b000007
 def student_logits(
@@ -54,8 +53,6 @@ def share_of(o:Run, term:str='global')->float:
     return np.mean(parts) if parts else np.nan
 
 # %% ../../nbs/tables/memory.ipynb #7b00000b
-def _first(o:Run)->float: return 100*next(iter(by_metric(o.scores).values()))
-
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`, `also=('debiased','gamma_g','lr','alpha')`; maybe none
 )->pd.DataFrame: # A row per method and weight that has a student without the structure beside it
@@ -65,9 +62,9 @@ def make(
         seeds = sorted(own.keys() & other.keys())
         if not seeds: continue
         said,lacking = student_logits(own),student_logits(other)
-        gain = pd.Series([_first(own[s])-_first(other[s]) for s in seeds])
+        gain = pd.Series([first_score(own[s])-first_score(other[s]) for s in seeds])
         rows.append(dict(task=task, method=method, weight=weight, CKA='debiased' if debiased else 'biased',
-            share=pd.Series([share_of(o) for o in own.values()]).mean(), score=np.mean([_first(own[s]) for s in seeds]),
+            share=pd.Series([share_of(o) for o in own.values()]).mean(), score=np.mean([first_score(own[s]) for s in seeds]),
             without=without[method], gain=gain.mean(), se=gain.sem(), seeds=len(seeds),
             moves=mean_apart((said[s],lacking[s]) for s in seeds if s in said and s in lacking),
             seed=mean_apart(combinations(said.values(), 2))))

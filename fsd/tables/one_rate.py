@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..report import rates, reproduction
+from ..report import averaged, first_score, rates
 from ..runs import Run
-from ..significance import baselines, bootstrap_runs, informative
-from ..tasks import by_metric, tasks
+from ..significance import baselines, bootstrap_runs
+from ..tasks import tasks
 
 # %% ../../nbs/tables/one_rate.ipynb #7a000006
 compared = ('nods',*baselines)
@@ -32,18 +32,12 @@ def sides(
     return {'chosen':by(usual), 'one':by([o for o in found if lr_of(o)==one])} if one else {}
 
 # %% ../../nbs/tables/one_rate.ipynb #7a00000a
-def _first(o:Run)->float: return 100*next(iter(by_metric(o.scores).values()))
-
-def _cell(runs:list[Run])->str:
-    v = pd.Series([_first(o) for o in runs])
-    return f'{v.mean():.1f}'+f' ± {v.std():.1f}'*(len(v)>1)+f' ({len(v)})'
-
 def lead(
     ours:list[Run], other:list[Run], # Of one task
 )->tuple[float,float,float]: # Points, and the middle 95 % over dev sentences; those `nan` without predictions
     "How far the mean score of `ours` is ahead, first metric."
     b = bootstrap_runs(ours, other).iloc[0]
-    return np.mean([*map(_first, ours)])-np.mean([*map(_first, other)]), b.low, b.high
+    return np.mean([*map(first_score, ours)])-np.mean([*map(first_score, other)]), b.low, b.high
 
 # %% ../../nbs/tables/one_rate.ipynb #7a00000b
 def make(
@@ -58,7 +52,7 @@ def make(
             row = {}
             for side,of in both.items():
                 if m not in of: continue
-                row |= {(side,'rate'):rates(of[m])[m], (side,'score'):_cell(of[m])}
+                row |= {(side,'rate'):rates(of[m])[m], (side,'score'):averaged(map(first_score, of[m]))}
                 if m!='fsd': row |= dict(zip([(side,k) for k in ('lead','low','high')], lead(of['fsd'], of[m])))
             rows[task,m] = row
     columns = pd.MultiIndex.from_product([['chosen','one'], ['rate','score','lead','low','high']])
