@@ -171,6 +171,12 @@ presets['memory'] = Preset(
     'the global structure with 30 % of the gradient, by debiased CKA, on MRPC', ('mrpc',),
     compared(dict.fromkeys(('fsd_g','fsd'), 3), gamma_g=('share .3',), debiased=(True,)), _minilm | dict(shares=10))
 
+presets['weights'] = Preset(
+    "two weights of each method at the common rate, chosen on a fifth of MRPC's training set for the preset bge; "
+    "what wins stands in settings.ini", ('mrpc',),
+    tuple(Stage(m, m, {k:v for k,v in four(m).items() if k!='lr'}) for m in _main if m!='nods'),
+    _bge | dict(padding='masked'), 'holdout', .2)
+
 presets['bge'] = Preset(
     'BGE-small, 12 blocks taught to 6, ten methods at one common rate', ('mrpc','rte','stsb','cola'),
     compared(dict.fromkeys((*_main,*_ablations), 5), lr=(1e-4,)), _bge | dict(padding='masked'))

@@ -102,6 +102,6 @@ def seen(found:Iterable[Run])->str: # A paragraph for each task and padding; emp
         word = ('one seed decides nothing' if most==1 else
                 f"clear, at twice the standard error, for {', '.join(clear)}" if clear else 'none of this is clear')
         seeds = f'{least} to {most} seeds' if least<most else f"{most} seed{'s'*(most>1)}"
-        out.append(f"{task.upper()}, {padding}, {seeds}: the debiased estimator instead of the biased one changes "
+        out.append(f"{tasks[task].folder}, {padding}, {seeds}: the debiased estimator instead of the biased one changes "
                    f"{tasks[task].metrics[0].replace('f1', 'F1')} by {', '.join(parts)} points; {word}.")
     return '\n\n'.join(out)

@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 
 from ..report import comparable, first_score
 from ..runs import Run
+from ..tasks import tasks
 
 # %% ../../nbs/tables/memory.ipynb #7b000007
 def student_logits(
@@ -97,5 +98,5 @@ def seen(
         seeds,clear = int(r.seeds),r.seeds>1 and abs(r.gain)>=2*r.se>0
         gain = f"{r.gain:+.1f} points over `{r.without}`{f' (± {r.se:.1f})' if seeds>1 else ''}"
         says = 'one seed decides nothing' if seeds<2 else 'more than twice its standard error, though of few seeds' if clear and seeds<3 else 'more than twice its standard error' if clear else 'not clear'
-        return f'- {task.upper()}, `{method}`, γ_g = {worded(weight)}{part}, {cka} CKA: {gain}, {says}.{moved}{little}'
+        return f'- {tasks[task].folder}, `{method}`, γ_g = {worded(weight)}{part}, {cka} CKA: {gain}, {says}.{moved}{little}'
     return '\n'.join(line(k, r) for k,r in table.iterrows())

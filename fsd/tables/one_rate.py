@@ -87,7 +87,7 @@ def seen(
         span = '' if pd.isna(v.low) else (f", 95 % {v.low:.1f} to {v.high:.1f}, "
                                           f"{'' if v.low>0 or v.high<0 else 'not '}clear of other sentences")
         moved = (usual.lead-at.lead)[usual.rate!=at.rate].dropna()
-        out.append(f"{task.upper()}, all at {at.rate['fsd']}: `fsd` is {abs(v.lead):.1f} points of {metric} "
+        out.append(f"{tasks[task].folder}, all at {at.rate['fsd']}: `fsd` is {abs(v.lead):.1f} points of {metric} "
                    f"{'ahead of' if v.lead>0 else 'behind'} the best of the others, `{best}`{span}. To those that have "
                    f"another rate, FSD's gives {', '.join(f'{d:+.1f} (`{m}`)' for m,d in moved.items())} points.")
     return '\n\n'.join(out)

@@ -101,5 +101,5 @@ def seen(
             word = 'goes with' if r.low>0 else 'goes against' if r.high<0 else 'does not clearly go with'
             said.setdefault(word, []).append(f'{_names[k]} ({numbers})')
         parts = [f"{w} {(' or ' if ' not ' in w else ' and ').join(what)}" for w,what in said.items()]
-        out.append(f"Over the students of {task.upper()} the score {'; it '.join(parts)}.")
+        out.append(f"Over the students of {tasks[task].folder} the score {'; it '.join(parts)}.")
     return '\n\n'.join(out)
