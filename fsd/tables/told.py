@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np, pandas as pd
 
-from ..report import averaged, encoders, first_score, rates
+from ..report import called, first_score, rates
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs, informative
 from .ablation import variants
@@ -37,7 +37,7 @@ class Place:
     task:str
     runs:list[Run]
 
-    def __str__(self): return f'{tasks[self.task].folder} with {encoders.get(self.encoder, self.encoder)}'
+    def __str__(self): return f'{tasks[self.task].folder} with {called(self.encoder)}'
     @property
     def methods(self)->list[str]: return [*dict.fromkeys(o.method for o in self.runs)]
     def of(self, method:str)->list[Run]: return [o for o in self.runs if o.method==method]
@@ -65,10 +65,10 @@ def mute(
     found:dict[str,list[Run]], # As for `places`
 )->str: # Empty if every task tells something
     "Tasks that tell nothing of methods, in a sentence."
-    def names(k, o): return [f'{tasks[t].folder} with {encoders.get(k, k)}' for t in o.index[::-1] if o[t] is False]
-    silent = [w for k,o in found.items() for w in names(k, informative(o).informative)]
+    def names(k, o): return _listed(tasks[t].folder for t in o.index[::-1] if o[t] is False)
+    silent = [f'{w} with {called(k)}' for k,o in found.items() if (w := names(k, informative(o).informative))]
     if not silent: return ''
-    return f"Nothing about methods is said by {_listed(silent)}: the teacher is not clearly above the most frequent label."
+    return f"Nothing can be said of methods on {_listed(silent)}: the teacher is not clearly above the most frequent label."
 
 def _listed(words:Iterable[str])->str:
     words = [*words]
@@ -152,8 +152,6 @@ def around(place:Place)->str:
     return f'{best} teacher has {levels}.'
 
 # %% ../../nbs/tables/told.ipynb #7c000011
-def _cap(words:str)->str: return words[:1].upper()+words[1:]
-
 def others(
     rest:Iterable[Place],
 )->str: # Empty if there is none
@@ -162,7 +160,8 @@ def others(
         rival = p.best(baselines)
         return f"on {p}, `fsd` is {beside(p, 'fsd', rival)}, the best baseline, {each(p.seeds('fsd', rival))}" if rival else ''
     said = [*filter(None, map(one, rest))]
-    return f"{_cap('; '.join(said))}." if said else ''
+    words = '; '.join(said)
+    return f'{words[:1].upper()}{words[1:]}.' if said else ''
 
 # %% ../../nbs/tables/told.ipynb #7c000014
 def parts(
@@ -189,7 +188,7 @@ def learning(
     "At which rates the paper's methods learned, and what one rate for all would change."
     by = {}
     for m,r in rates(o for o in found if o.method in ('nods',*baselines,'fsd')).items(): by.setdefault(r, []).append(m)
-    who = encoders.get(encoder, encoder)
+    who = called(encoder)
     if len(by)<2: return f"With {who} all methods learn at {''.join(by)}." if by else ''
     differ = f"With {who} learning rates differ ({'; '.join(f'{r}: {_methods(m)}' for r,m in by.items())})"
     return f'{differ}. {at_one}' if at_one else f'{differ}, which may be part of any lead.'
@@ -246,4 +245,4 @@ def claims_told(
     parts = [f"supported: {n.get('supported', 0) or 'none'}{own}", f"reversed: {n.get('reversed', 0) or 'none'}",
              f"undecided, as these runs cannot see leads so small: {n.get('undecided', 0) or 'none'}"]
     if few: parts.append(f'with too few seeds, or without a spread: {few}')
-    return f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {encoders.get(encoder, encoder)}, {'; '.join(parts)}."
+    return f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}, {'; '.join(parts)}."
