@@ -90,6 +90,7 @@ _names = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by CKA with
 def seen(
     table:pd.DataFrame, # From `make`
     about:Iterable[str]=tuple(_names), # Of the measures, those that are spoken of
+    within:bool=True, # Also of what is left within methods
 )->str: # A sentence for each task with a correlation; empty without
     "What the score goes with, in words."
     out = []
@@ -97,7 +98,8 @@ def seen(
         units,said = iter(['rank correlation ']),{}
         for k in (k for k in about if (task,k) in own.index):
             r,unit = own.loc[task,k],next(units, '')
-            numbers = f"{unit}{r.rho:.2f}, {'95 % '*bool(unit)}{r.low:.2f} to {r.high:.2f}, within methods {r.within:.2f}"
+            rest = f', within methods {r.within:.2f}' if within else ''
+            numbers = f"{unit}{r.rho:.2f}, {'95 % '*bool(unit)}{r.low:.2f} to {r.high:.2f}{rest}"
             word = 'goes with' if r.low>0 else 'goes against' if r.high<0 else 'does not clearly go with'
             said.setdefault(word, []).append(f'{_names[k]} ({numbers})')
         parts = [f"{w} {(' or ' if ' not ' in w else ' and ').join(what)}" for w,what in said.items()]
