@@ -58,7 +58,8 @@ def places(
 )->list[Place]: # The encoders in their order, of each the last task of the paper first
     "Where the teacher has something to teach and `fsd` was run."
     told = {k:informative(o).informative for k,o in found.items()}
-    every = [Place(k, t, [r for r in found[k] if r.task==t]) for k,o in told.items() for t in o.index[::-1] if o[t] is not False]
+    every = [Place(k, t, [r for r in found[k] if r.task==t])
+             for k,o in told.items() for t in o.index[::-1] if o[t] is not False]
     return [p for p in every if p.of('fsd')]
 
 def mute(
@@ -68,7 +69,8 @@ def mute(
     def names(k, o): return _listed(tasks[t].folder for t in o.index[::-1] if o[t] is False)
     silent = [f'{w} with {called(k)}' for k,o in found.items() if (w := names(k, informative(o).informative))]
     if not silent: return ''
-    return f"Nothing can be said of methods on {_listed(silent)}: the teacher is not clearly above the most frequent label."
+    return (f'Nothing can be said of methods on {_listed(silent)}: '
+            'the teacher is not clearly above the most frequent label.')
 
 def _listed(words:Iterable[str])->str:
     words = [*words]
@@ -116,7 +118,7 @@ def verdict(grades:Iterable[str])->str:
     if grades and {*grades}=={'ahead'}: return 'Yes.'
     if {*grades}=={'behind'}: return 'No.'
     good = sum(g in ('ahead','above') for g in grades)
-    if not good: return 'Not that these runs can tell.' if 'behind' not in grades else 'No, as far as these runs can tell.'
+    if not good: return 'No, as far as these runs can tell.' if 'behind' in grades else 'Not that these runs can tell.'
     return 'Somewhat, and not surely.' if good==len(grades) else 'Here and there, and not surely.'
 
 # %% ../../nbs/tables/told.ipynb #7c00000e
@@ -136,7 +138,8 @@ def leads(
     "How far FSD is ahead in one place, and what could have been seen."
     row,metric,rival = _claim(place, claimed),metric_words(place.task),place.best(baselines)
     start = f"On {place} `fsd` has {'an' if metric[0] in 'Fa' else 'a'} {metric} of {place.mean('fsd'):.1f}"
-    said = [f"{beside(place, 'fsd', 'nods', '95 % over other dev sentences ')}, labels alone"] if place.of('nods') else []
+    other = '95 % over other dev sentences '
+    said = [f"{beside(place, 'fsd', 'nods', other)}, labels alone"] if place.of('nods') else []
     if rival: said.append(f"{beside(place, 'fsd', rival)}, the best baseline")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
@@ -145,7 +148,7 @@ def leads(
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
 def around(place:Place)->str:
-    "Who is best in one place, and what there was to learn; a method with fewer seeds than FSD's, and one alone, is not best."
+    "Who is best in one place, of methods with several seeds if FSD has them, and what there was to learn."
     top = place.best(m for m in place.methods if len(place.of(m))>=min(2, place.seeds('fsd')))
     best = f'Best is `{top}` with {place.mean(top):.1f}; the' if top!='fsd' else 'The'
     levels = f"{place.level('teacher'):.1f}, the most frequent label {place.level('majority'):.1f}"
@@ -158,7 +161,8 @@ def others(
     "FSD beside the best baseline of other places, in one sentence."
     def one(p):
         rival = p.best(baselines)
-        return f"on {p}, `fsd` is {beside(p, 'fsd', rival)}, the best baseline, {each(p.seeds('fsd', rival))}" if rival else ''
+        if not rival: return ''
+        return f"on {p}, `fsd` is {beside(p, 'fsd', rival)}, the best baseline, {each(p.seeds('fsd', rival))}"
     said = [*filter(None, map(one, rest))]
     words = '; '.join(said)
     return f'{words[:1].upper()}{words[1:]}.' if said else ''
@@ -167,7 +171,7 @@ def others(
 def parts(
     where:Iterable[Place],
 )->str: # Empty if no part was run beside the whole
-    "The form of FSD that lacks structures and is best beside the whole, over all places, and how far it is ahead in each."
+    "The form of FSD that lacks structures and is best beside the whole, and how far it is ahead in each place."
     where = [*where]
     of = {v:[p for p in where if p.of(v)] for v in variants}
     most = max(map(len, of.values()))
@@ -201,19 +205,22 @@ def remembered(
     "What the global structure does at its usual weight, and at a share of the gradient."
     def place(k, t): return str(Place(k, t, []))
     rows = [(k, *key, r) for k,m in tables.items() for key,r in m.iterrows()]
-    usual = {place(k, t):of_seed(r) for k,t,method,w,cka,r in rows if (method,cka)==('fsd','biased') and 'share' not in w}
+    usual = {place(k, t):of_seed(r)
+             for k,t,method,w,cka,r in rows if (method,cka)==('fsd','biased') and 'share' not in w}
     usual = {p:v for p,v in usual.items() if not np.isnan(v)}
     if not usual or max(usual.values())>10: return ''
     little = _listed(f'{v:.2g} % ({p})' for p,v in usual.items())
     start = ('The global structure does next to nothing at the weight used here: '
              f'what it changes in the logits is {little} of what another seed changes')
-    def gain(r): return f'{r.gain:+.1f} points'+(f' (± {r.se:.1f}, {counted(int(r.seeds), "seed")})' if r.seeds>1 else ' (one seed)')
-    more = [f"at [{r['share']:.0f} % of the gradient]({link}) it changes `{method}` by {gain(r)}" for _,_,method,w,_,r in rows if 'share' in w]
+    def seeds(r): return f'± {r.se:.1f}, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
+    more = [f"at [{r['share']:.0f} % of the gradient]({link}) it changes `{method}` by {r.gain:+.1f} points ({seeds(r)})"
+            for _,_,method,w,_,r in rows if 'share' in w]
     return '; '.join([start, *more])+'.'
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
-_near = {'CKA, debiased':('debiased CKA','')} | {f'{p}, {q}':(v,f' {w}') for p,w in (('intra','inside an example'),('inter','between examples'))
-                                                 for q,v in (('euclid','distances'),('cosine','angles'))}
+_near = {'CKA, debiased':('debiased CKA','')} | {
+    f'{p}, {q}':(v,f' {w}') for p,w in (('intra','inside an example'),('inter','between examples'))
+    for q,v in (('euclid','distances'),('cosine','angles'))}
 
 def _by_what(whats:Iterable[str])->str:
     "Measures in words, those of one kind together."
@@ -239,10 +246,11 @@ def claims_told(
     "How many of the paper's claims the runs of an encoder bear out."
     of_paper = claimed[claimed.claimed.astype(bool)]
     if not len(of_paper): return ''
-    n = of_paper.verdict.value_counts()
-    own = ' (biased CKA, which `fsd` trains)' if {*of_paper[of_paper.verdict=='supported'].what}=={'CKA, biased'} else ''
+    n,yes = of_paper.verdict.value_counts(),of_paper[of_paper.verdict=='supported']
+    own = ' (biased CKA, which `fsd` trains)' if {*yes.what}=={'CKA, biased'} else ''
     few = sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided']))
     parts = [f"supported: {n.get('supported', 0) or 'none'}{own}", f"reversed: {n.get('reversed', 0) or 'none'}",
              f"undecided, as these runs cannot see leads so small: {n.get('undecided', 0) or 'none'}"]
     if few: parts.append(f'with too few seeds, or without a spread: {few}')
-    return f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}, {'; '.join(parts)}."
+    tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
+    return f"{tried}, {'; '.join(parts)}."
