@@ -180,8 +180,8 @@ def parts(
     v = max((v for v in variants if len(of[v])==most), key=gain)
     def one(p):
         d,low,high = lead(p.of(v), p.of('fsd'))
-        return f'{d:+.1f}{over(low, high)} on {p} ({each(p.seeds(v, "fsd"))})'
-    return f"Of its parts `{v}` does best: beside the whole, {_listed(map(one, of[v]))} points."
+        return f'{d:+.1f} points{over(low, high)} on {p}, {each(p.seeds(v, "fsd"))}'
+    return f"Of its parts `{v}` does best: beside the whole, {'; '.join(map(one, of[v]))}."
 
 # %% ../../nbs/tables/told.ipynb #7c000017
 def learning(
