@@ -137,7 +137,7 @@ def reproduction(
     return comparable([o for o in found if str(o.folder) not in old], also)
 
 # %% ../nbs/17_report.ipynb #encwords
-encoders = {'bge-small-en-v1.5':('BGE-small','12 → 6'), 'all-minilm-l6-v2':('MiniLM','6 → 3')} # Blocks of teacher and student
+encoders = {'bge-small-en-v1.5':('BGE-small','12 → 6'), 'all-minilm-l6-v2':('all-MiniLM','6 → 3')} # Blocks of teacher and student
 
 def called(
     model:str, # Short name of the encoder
@@ -146,7 +146,7 @@ def called(
     """What the pages call an encoder.
 
     >>> called('all-minilm-l6-v2'), called('all-minilm-l6-v2', True), called('mine', True)
-    ('MiniLM', 'MiniLM 6 → 3', 'mine')
+    ('all-MiniLM', 'all-MiniLM 6 → 3', 'mine')
     """
     name,both = encoders.get(model, (model,''))
     return f'{name} {both}'.strip() if blocks else name

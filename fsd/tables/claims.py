@@ -46,8 +46,7 @@ less = ('mean rank', *(q.replace('_', ', ') for q in quantities)) # of these the
 others = tuple(m for m in ranked if m!='fsd')
 asked = [('score', 'Tables 2, 3', baselines), *(('score', 'Table 4', (v,)) for v in variants),
          ('restored', 'Figure 3', baselines), ('CKA, biased', 'Table 6', ('nods','vkd','pkd')),
-         ('mean rank', 'Table 7', others), *((q, 'ours', others) for q in less[1:]),
-         ('CKA, debiased', 'ours', ('nods',*baselines))]
+         ('mean rank', 'Table 7', others), *((q, 'ours', ('nods',*baselines)) for q in (*less[1:], 'CKA, debiased'))]
 
 def paper_lead(task:str, where:str, rivals:tuple)->float:
     "How far FSD is ahead by the paper's own numbers; `nan` where it has none."

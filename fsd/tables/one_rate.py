@@ -74,6 +74,8 @@ def readable(table:pd.DataFrame)->pd.DataFrame: # Rows (task, method); a lead wi
     return pd.DataFrame(cells, table.index).drop(columns="FSD's rate").fillna('–')
 
 # %% ../../nbs/tables/one_rate.ipynb #7a00000f
+def _methods(ms:Iterable[str])->str: return ' and '.join(filter(None, [', '.join(f'`{m}`' for m in [*ms][:-1]), f'`{[*ms][-1]}`']))
+
 def seen(
     table:pd.DataFrame, # From `make`
 )->str: # A paragraph for each task; empty without any
@@ -88,6 +90,6 @@ def seen(
                                           f"{'' if v.low>0 or v.high<0 else 'not '}clear of other sentences")
         moved = (usual.lead-at.lead)[usual.rate!=at.rate].dropna()
         out.append(f"{tasks[task].folder}, all at {at.rate['fsd']}: `fsd` is {abs(v.lead):.1f} points of {metric} "
-                   f"{'ahead of' if v.lead>0 else 'behind'} the best of the others, `{best}`{span}. To those that have "
-                   f"another rate, FSD's gives {', '.join(f'{d:+.1f} (`{m}`)' for m,d in moved.items())} points.")
+                   f"{'ahead of' if v.lead>0 else 'behind'} `{best}`, the best of {_methods(at.lead.dropna().index)}{span}. "
+                   f"Those that have another rate change by {', '.join(f'{d:+.1f} (`{m}`)' for m,d in moved.items())} points.")
     return '\n\n'.join(out)

@@ -138,13 +138,14 @@ def leads(
     "How far FSD is ahead in one place, and what could have been seen."
     row,metric,rival = _claim(place, claimed),metric_words(place.task),place.best(baselines)
     start = f"On {place} `fsd` has {'an' if metric[0] in 'Fa' else 'a'} {metric} of {place.mean('fsd'):.1f}"
+    n = place.seeds('fsd', rival) if rival else 0
     other = '95 % over other dev sentences '
     said = [f"{beside(place, 'fsd', 'nods', other)}, labels alone"] if place.of('nods') else []
     if rival: said.append(f"{beside(place, 'fsd', rival)}, the best baseline")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
-        said[-1] += (f', which is not clear: {each(place.seeds("fsd", rival))} would show a lead of {seen:.1f} points '
-                     'or more, four times in five')
+        said[-1] += f', which is not clear: {each(n)} would show a lead of {seen:.1f} points or more, four times in five'
+    elif n and n<3: said[-1] += f', which {each(n)} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
 def around(place:Place)->str:
@@ -173,14 +174,16 @@ def parts(
 )->str: # Empty if no part was run beside the whole
     "The form of FSD that lacks structures and is best beside the whole, and how far it is ahead in each place."
     where = [*where]
-    of = {v:[p for p in where if p.of(v)] for v in variants}
+    def shared(p, v): return {o.seed for o in p.of(v)} & {o.seed for o in p.of('fsd')}
+    of = {v:[p for p in where if shared(p, v)] for v in variants}
     most = max(map(len, of.values()))
     if not most: return ''
     def gain(v): return np.mean([p.mean(v)-p.mean('fsd') for p in of[v]])
     v = max((v for v in variants if len(of[v])==most), key=gain)
     def one(p):
-        d,low,high = lead(p.of(v), p.of('fsd'))
-        return f'{d:+.1f} points{over(low, high)} on {p}, {each(p.seeds(v, "fsd"))}'
+        seeds = shared(p, v)
+        d,low,high = lead(*([o for o in p.of(m) if o.seed in seeds] for m in (v,'fsd')))
+        return f'{d:+.1f} points{over(low, high)} on {p}, {each(len(seeds))}'
     return f"Of its parts `{v}` does best: beside the whole, {'; '.join(map(one, of[v]))}."
 
 # %% ../../nbs/tables/told.ipynb #7c000017
@@ -210,11 +213,11 @@ def remembered(
     usual = {p:v for p,v in usual.items() if not np.isnan(v)}
     if not usual or max(usual.values())>10: return ''
     little = _listed(f'{v:.2g} % ({p})' for p,v in usual.items())
-    start = ('The global structure does next to nothing at the weight used here: '
+    start = ('The global structure does next to nothing for `fsd` at the weight used here: '
              f'what it changes in the logits is {little} of what another seed changes')
-    def seeds(r): return f'± {r.se:.1f}, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
-    more = [f"at [{r['share']:.0f} % of the gradient]({link}) it changes `{method}` by {r.gain:+.1f} points ({seeds(r)})"
-            for _,_,method,w,_,r in rows if 'share' in w]
+    def seeds(r): return f'± {r.se:.1f} of standard error, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
+    more = [f"with [{r['share']:.0f} % of the gradient]({link}), {cka}, `{method}` has {r.gain:+.1f} points over `{r.without}` "
+            f'on {place(k, t)} ({seeds(r)})' for k,t,method,w,cka,r in rows if 'share' in w]
     return '; '.join([start, *more])+'.'
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
@@ -247,10 +250,12 @@ def claims_told(
     of_paper = claimed[claimed.claimed.astype(bool)]
     if not len(of_paper): return ''
     n,yes = of_paper.verdict.value_counts(),of_paper[of_paper.verdict=='supported']
-    own = ' (biased CKA, which `fsd` trains)' if {*yes.what}=={'CKA, biased'} else ''
-    few = sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided']))
+    own = ' (biased CKA, which `fsd` trains, beside `nods`, `vkd` and `pkd`)' if {*yes.what}=={'CKA, biased'} else ''
+    few = int(sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided'])))
+    if n.get('too few seeds', 0)==len(of_paper):
+        return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
     parts = [f"supported: {n.get('supported', 0) or 'none'}{own}", f"reversed: {n.get('reversed', 0) or 'none'}",
-             f"undecided, as these runs cannot see leads so small: {n.get('undecided', 0) or 'none'}"]
+             f"undecided: {n.get('undecided', 0) or 'none'}"]
     if few: parts.append(f'with too few seeds, or without a spread: {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
     return f"{tried}, {'; '.join(parts)}."
