@@ -1433,6 +1433,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fsd.tables.told.over': ('tables/told.html#over', 'fsd/tables/told.py'),
                                  'fsd.tables.told.parts': ('tables/told.html#parts', 'fsd/tables/told.py'),
                                  'fsd.tables.told.places': ('tables/told.html#places', 'fsd/tables/told.py'),
+                                 'fsd.tables.told.premise': ('tables/told.html#premise', 'fsd/tables/told.py'),
                                  'fsd.tables.told.remembered': ('tables/told.html#remembered', 'fsd/tables/told.py'),
                                  'fsd.tables.told.verdict': ('tables/told.html#verdict', 'fsd/tables/told.py')},
             'fsd.tasks': { 'fsd.tasks.Task': ('tasks.html#task', 'fsd/tasks.py'),

@@ -325,8 +325,8 @@ def score_dots(
             methods,n = ranked(v),v.index.value_counts()
             for y,m in enumerate(methods): spread(ax, y, v[[m]].to_numpy(), m, spans.get((panel,m)))
             _single([ax], n[methods])
-            ax.set(title=panel, xlabel='dev score (%), axis not from 0')
             methods_axis([ax], methods, n)
+            ax.set(title=panel, xlabel='dev score (%)'+', axis not from 0'*bool(ax.get_xlim()[0]>0))
             ax.set_ylim(longest-.4, -.6)
         _key(fig, axs[0], True, bool(spans))
     return fig

@@ -283,12 +283,14 @@ def marked(
     among:Iterable|None=None, # Rows that compete; all but majority and teacher if None
     decimals:int=2, # As `markdown` is told
 )->pd.DataFrame: # For reading
-    "`frame` with the greatest of each column in bold, if at the digits shown there is one."
+    "`frame` with the greatest of each column in bold, if at the digits shown there is one, of several seeds where any has."
     if among is None: among = [m for m in frame.index if m not in ('majority','teacher')]
     out = frame.astype(object)
     for c in frame.columns if columns is None else columns:
         words = frame[c].loc[list(among)].map(lambda v: _word(v, decimals))
         v = pd.to_numeric(words.str.split().str[0], errors='coerce')
+        seeds = pd.to_numeric(words.str.extract(r'[(×](\d+)\)?$')[0])
+        if (seeds>1).any(): v = v.where(seeds>1)
         if (v==v.max()).sum()==1: out.at[v.idxmax(),c] = f'**{words[v.idxmax()]}**'
     return out
 

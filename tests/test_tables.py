@@ -159,7 +159,7 @@ def test_a_hole_is_empty_in_csv_and_a_dash_in_markdown(outputs):
 def test_the_best_student_is_bold_at_the_digits_shown_and_the_csv_is_as_it_was(outputs):
     f = pd.DataFrame({('a','x'):[99.,.804,.801,np.nan], ('a','y'):['3 ×1','–','2.00 (1.00) ×2','10.00 ×1'], 'b':[1.,.5,.5,.5]}, ['teacher','vkd','fsd','sp'])
     shown = marked(f)
-    assert shown['a','y'].tolist()[2:]==['2.00 (1.00) ×2','**10.00 ×1**'] and '**' not in str(shown['a','x'].tolist()) and '**' not in str(shown['b'].tolist())
+    assert shown['a','y'].tolist()[2:]==['**2.00 (1.00) ×2**','10.00 ×1'] and '**' not in str(shown['a','x'].tolist()) and '**' not in str(shown['b'].tolist())
     assert marked(f, decimals=3)['a','x'].tolist()[1]=='**0.804**' and marked(f, [('a','x')], ['fsd','sp'])['a','x'].tolist()[2]=='**0.80**'
     csv,md = save_table(f, 'bold', shown=shown)
     assert '**' not in csv.read_text() and md.read_text().count('**')==2

@@ -28,7 +28,7 @@ def _panel(ax, f:pd.DataFrame, measure:str, draws:int):
         l = look(m)
         ax.plot(g[measure], g.score, ls='', color=l['color'], marker=l['marker'], mec='black', mew=.4, ms=5, alpha=.8)
     ax.margins(.08)
-    ax.locator_params(axis='x', nbins=4)
+    ax.locator_params(axis='x', nbins=3)
     r = correlation(f, measure, draws)
     said = 'too few methods' if pd.isna(r['rho']) else f"ρ {r['rho']:.2f} [{r['low']:.2f}, {r['high']:.2f}]"
     ax.set_title(said, fontsize=8)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metric_words', 'Place', 'places', 'mute', 'each', 'over', 'graded', 'verdict', 'beside', 'leads', 'around', 'others',
-           'parts', 'learning', 'remembered', 'features', 'claims_told']
+           'parts', 'learning', 'remembered', 'features', 'claims_told', 'premise']
 
 # %% ../../nbs/tables/told.ipynb #7c000004
 from collections.abc import Iterable
@@ -180,11 +180,13 @@ def parts(
     if not most: return ''
     def gain(v): return np.mean([p.mean(v)-p.mean('fsd') for p in of[v]])
     v = max((v for v in variants if len(of[v])==most), key=gain)
-    def one(p):
+    def beside_whole(p):
         seeds = shared(p, v)
         d,low,high = lead(*([o for o in p.of(m) if o.seed in seeds] for m in (v,'fsd')))
-        return f'{d:+.1f} points{over(low, high)} on {p}, {each(len(seeds))}'
-    return f"Of its parts `{v}` does best: beside the whole, {'; '.join(map(one, of[v]))}."
+        return d, f'{d:+.1f} points{over(low, high)} on {p}, {each(len(seeds))}'
+    gains,said = zip(*map(beside_whole, of[v]))
+    start = 'Of its parts' if min(gains)>0 else 'No part of it is better throughout;'
+    return f"{start} `{v}` does best: beside the whole, {'; '.join(said)}."
 
 # %% ../../nbs/tables/told.ipynb #7c000017
 def learning(
@@ -216,8 +218,11 @@ def remembered(
     start = ('The global structure does next to nothing for `fsd` at the weight used here: '
              f'what it changes in the logits is {little} of what another seed changes')
     def seeds(r): return f'± {r.se:.1f} of standard error, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
-    more = [f"with [{r['share']:.0f} % of the gradient]({link}), {cka}, `{method}` has {r.gain:+.1f} points over `{r.without}` "
-            f'on {place(k, t)} ({seeds(r)})' for k,t,method,w,cka,r in rows if 'share' in w]
+    def gain(method, r): return f"`{method}` at {r['share']:.0f} % {r.gain:+.1f} over `{r.without}` ({seeds(r)})"
+    shares = {}
+    for k,t,method,w,cka,r in rows:
+        if 'share' in w: shares.setdefault(f'{cka}, on {place(k, t)}', []).append(gain(method, r))
+    more = [f'[with a share of the gradient]({link}), {where}, points are: {_listed(of)}' for where,of in shares.items()]
     return '; '.join([start, *more])+'.'
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
@@ -259,3 +264,22 @@ def claims_told(
     if few: parts.append(f'with too few seeds, or without a spread: {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
     return f"{tried}, {'; '.join(parts)}."
+
+# %% ../../nbs/tables/told.ipynb #7c000020
+def premise(
+    tables:dict[str,pd.DataFrame], # Encoder to what `fsd.tables.structure.make` says
+    link:str='', # Of the first table
+)->str: # Empty if no place has enough methods
+    "Where the score clearly goes with nearness of features, or with agreement of the answers, and where not."
+    about = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by debiased CKA',
+             'agreement':'agreement with the teacher'}
+    asked = [(Place(k, t, []), about[m], r) for k,table in tables.items() for (t,m),r in table.iterrows()
+             if m in about and not np.isnan(r.rho)]
+    if not asked: return ''
+    clear = [(p, w, r) for p,w,r in asked if r.low>0 or r.high<0]
+    said = [f"{'with' if r.low>0 else 'against'} {w} on {p} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})"
+            for p,w,r in clear]
+    score = f'the [score]({link})'
+    if not clear: return f'Over the students of a place {score} clearly goes neither with {" nor with ".join(about.values())}.'
+    rest = f'; of {counted(len(asked), "such question")}, the others are not clear' if len(asked)>len(clear) else ''
+    return f'Over the students of a place {score} goes, by rank correlation and 95 %, {_listed(said)}{rest}.'
