@@ -276,10 +276,12 @@ def premise(
     asked = [(Place(k, t, []), about[m], r) for k,table in tables.items() for (t,m),r in table.iterrows()
              if m in about and not np.isnan(r.rho)]
     if not asked: return ''
-    clear = [(p, w, r) for p,w,r in asked if r.low>0 or r.high<0]
-    said = [f"{'with' if r.low>0 else 'against'} {w} on {p} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})"
-            for p,w,r in clear]
+    clear = {}
+    for p,w,r in asked:
+        if r.low>0 or r.high<0: clear.setdefault(('with ' if r.low>0 else 'against ')+w, []).append((p, r))
+    def one(p, r): return f'{p} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})'
+    said = '; '.join(f'{w} on {_listed(one(*o) for o in of)}' for w,of in clear.items())
     score = f'the [score]({link})'
     if not clear: return f'Over the students of a place {score} clearly goes neither with {" nor with ".join(about.values())}.'
-    rest = f'; of {counted(len(asked), "such question")}, the others are not clear' if len(asked)>len(clear) else ''
-    return f'Over the students of a place {score} goes, by rank correlation and 95 %, {_listed(said)}{rest}.'
+    rest = f'; of {counted(len(asked), "such question")}, the others are not clear' if len(asked)>sum(map(len, clear.values())) else ''
+    return f'Over the students of a place {score} goes, by rank correlation and 95 %, {said}{rest}.'
