@@ -34,7 +34,7 @@ def _title(found:list[Run], task:str, split:str, padding:str)->str:
     of = f" of {' or '.join(map(str, sizes))} examples" if sizes else ''
     name = tasks[task].folder + (f', {split}' if len(tasks[task].dev)>1 else '')
     return (f'{name}: CKA between mini-batches{of}, mean over seeds\n'
-            f'bright diagonal: both saw the same sentences; above: (seeds), mean diagonal; {padded[padding]}')
+            f'bright diagonal: both saw the same sentences\nabove: (seeds), mean diagonal; {padded[padding]}')
 
 # %% ../../nbs/figures/fig4_heatmaps.ipynb #2b653316
 def _place(ax, maps:list[np.ndarray], absent:str):
