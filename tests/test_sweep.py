@@ -229,7 +229,13 @@ def test_the_cpu_preset_asks_for_the_kept_records(kept):
 def test_the_settings_preset_asks_for_the_kept_trials_though_winners_stand_in_settings_ini_since(kept):
     sweep = Sweep('settings', methods='nods vkd pkd rkd minilm fsd')
     found = [Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done() for r in sweep.plan()]
-    assert len({o.folder for o in found})==24 and {o.folder for o in found}=={o.folder for o in kept if o.kind=='trials' and o.record['settings']['holdout']}
+    of = {o.folder for o in kept if o.kind=='trials' and o.record['settings']['holdout'] and o.model=='all-minilm-l6-v2'}
+    assert len({o.folder for o in found})==24 and {o.folder for o in found}==of
+
+def test_the_trials_of_the_twelve_block_encoder_are_those_of_the_weights_preset(kept):
+    asked = {(s.method, *s.settings({})[i].items()) for s in presets['weights'].stages for i in (0,1)}
+    of = [o for o in kept if o.kind=='trials' and o.record['settings']['holdout'] and o.model=='bge-small-en-v1.5']
+    assert len(of)==10==len(asked) and all(any(m==o.method and o.record['settings'][k]==v for m,(k,v) in asked) for o in of)
 
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
 def test_a_sweep_over_the_kept_records_makes_none_again(kept, outputs, monkeypatch):
