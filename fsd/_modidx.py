@@ -1026,6 +1026,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.plots._loss_axes': ('plots.html#_loss_axes', 'fsd/plots.py'),
                            'fsd.plots._near': ('plots.html#_near', 'fsd/plots.py'),
                            'fsd.plots._restored': ('plots.html#_restored', 'fsd/plots.py'),
+                           'fsd.plots._rounded': ('plots.html#_rounded', 'fsd/plots.py'),
                            'fsd.plots._single': ('plots.html#_single', 'fsd/plots.py'),
                            'fsd.plots.beside': ('plots.html#beside', 'fsd/plots.py'),
                            'fsd.plots.caption': ('plots.html#caption', 'fsd/plots.py'),

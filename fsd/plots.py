@@ -363,6 +363,15 @@ def _described(svg:str, title:str, says:str)->str:
     start = svg.index('>', svg.index('<svg '))+1
     return f'{svg[:start]}\n{words}{svg[start:].lstrip()}'
 
+def _rounded(svg:str)->str:
+    """Coordinates to a thousandth, as a layout is not the same to the last digit each time.
+
+    >>> _rounded('M 487.879447 -1.5 scale(0.015625)')
+    'M 487.879 -1.5 scale(0.015625)'
+    """
+    def short(m): return f'{float(m[0]):.3f}'.rstrip('0').rstrip('.')
+    return re.sub(r'(?<![\w.#])-?[1-9]\d*\.\d{4,}(?![\w.])', short, svg)
+
 def save(
     fig:Figure,
     path:str|Path, # Without suffix, or with one that is replaced
@@ -374,7 +383,7 @@ def save(
         fig.savefig(png, format='png', dpi=200, metadata={'Software':None})
         fig.savefig(svg, format='svg', metadata={'Date':None, 'Creator':None})
     def number(m): return names.setdefault(m[0], f'p{len(names)}')
-    text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, svg.getvalue())
+    text = re.sub(r'(?<=[#"])p[0-9a-f]{10}(?=[")])', number, _rounded(svg.getvalue()))
     text = _described(text, fig.get_suptitle().replace('\n', '; '), says)
     out = [Path(path).with_suffix(s) for s in ('.png','.svg')]
     for o,content in zip(out, (png.getvalue(), text.encode())):
