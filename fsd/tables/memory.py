@@ -65,7 +65,8 @@ def make(
         said,lacking = student_logits(own),student_logits(other)
         gain = pd.Series([first_score(own[s])-first_score(other[s]) for s in seeds])
         rows.append(dict(task=task, method=method, weight=weight, CKA='debiased' if debiased else 'biased',
-            share=pd.Series([share_of(o) for o in own.values()]).mean(), score=np.mean([first_score(own[s]) for s in seeds]),
+            share=pd.Series([share_of(o) for o in own.values()]).mean(),
+            score=np.mean([first_score(own[s]) for s in seeds]),
             without=without[method], gain=gain.mean(), se=gain.sem(), seeds=len(seeds),
             moves=mean_apart((said[s],lacking[s]) for s in seeds if s in said and s in lacking),
             seed=mean_apart(combinations(said.values(), 2))))
@@ -97,6 +98,8 @@ def seen(
         little = moved and (': next to nothing.' if far<10 else ': it changes the student.')
         seeds,clear = int(r.seeds),r.seeds>1 and abs(r.gain)>=2*r.se>0
         gain = f"{r.gain:+.1f} points over `{r.without}`{f' (± {r.se:.1f})' if seeds>1 else ''}"
-        says = 'one seed decides nothing' if seeds<2 else 'more than twice its standard error, though of few seeds' if clear and seeds<3 else 'more than twice its standard error' if clear else 'not clear'
-        return f'- {tasks[task].folder}, `{method}`, γ_g = {worded(weight)}{part}, {cka} CKA: {gain}, {says}.{moved}{little}'
+        sure = 'more than twice its standard error'+', though of few seeds'*(seeds<3) if clear else 'not clear'
+        says = sure if seeds>1 else 'one seed decides nothing'
+        row = f'{tasks[task].folder}, `{method}`, γ_g = {worded(weight)}{part}, {cka} CKA'
+        return f'- {row}: {gain}, {says}.{moved}{little}'
     return '\n'.join(line(k, r) for k,r in table.iterrows())

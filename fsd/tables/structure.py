@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..report import comparable
+from ..report import comparable, first_score
 from ..runs import Run
 from ..significance import drawn_scores, informative
 from .cka import of_run
 from .ranks import looks, quantities
-from ..tasks import by_metric, tasks
+from ..tasks import tasks
 
 # %% ../../nbs/tables/structure.ipynb #60000007
 measures = {'CKA, biased':1, 'CKA, debiased':1, 'agreement':1, **{q.replace('_', ', '):-1 for q in quantities}}
@@ -31,8 +31,7 @@ def points(
         return {'agreement':100*r['agreement']} if r.get('agreement') is not None else {}
     def of(o):
         cka = {f'CKA, {k}':v for k,v in of_run(o, padding).items() if k!='elsewhere'}
-        first = next(iter(by_metric(o.scores).values()), None)
-        return dict(task=o.task, method=o.method, seed=o.seed, score=np.nan if first is None else 100*first) | cka | agreed(o)
+        return dict(task=o.task, method=o.method, seed=o.seed, score=first_score(o)) | cka | agreed(o)
     frame = pd.DataFrame([of(o) for o in found], columns=['task','method','seed','score',*list(measures)[:3]])
     apart = -looks(found, padding).rename(columns=lambda q: q.replace('_', ', '))
     return frame.merge(apart.reset_index(), on=['task','method','seed'], how='left').astype({'score':float})
@@ -90,7 +89,6 @@ _names = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by CKA with
 def seen(
     table:pd.DataFrame, # From `make`
     about:Iterable[str]=tuple(_names), # Of the measures, those that are spoken of
-    within:bool=True, # Also of what is left within methods
 )->str: # A sentence for each task with a correlation; empty without
     "What the score goes with, in words."
     out = []
@@ -98,8 +96,8 @@ def seen(
         units,said = iter(['rank correlation ']),{}
         for k in (k for k in about if (task,k) in own.index):
             r,unit = own.loc[task,k],next(units, '')
-            rest = f', within methods {r.within:.2f}' if within else ''
-            numbers = f"{unit}{r.rho:.2f}, {'95 % '*bool(unit)}{r.low:.2f} to {r.high:.2f}{rest}"
+            span = f"{'95 % '*bool(unit)}{r.low:.2f} to {r.high:.2f}"
+            numbers = f'{unit}{r.rho:.2f}, {span}, within methods {r.within:.2f}'
             word = 'goes with' if r.low>0 else 'goes against' if r.high<0 else 'does not clearly go with'
             said.setdefault(word, []).append(f'{_names[k]} ({numbers})')
         parts = [f"{w} {(' or ' if ' not ' in w else ' and ').join(what)}" for w,what in said.items()]
