@@ -9,6 +9,7 @@ __all__ = ['half_max', 'row_lengths', 'planned', 'planned_bytes', 'in_words', 'c
 # %% ../nbs/09_features.ipynb #958c25ad
 import math
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from .rows import collate, listed, row_hashes, row_idx, row_name, rows_fingerpri
 from .processes import after_first, dealt, kept_by_all, number
 from .kept import fingerprint, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
+from .machine import bf16_products
 from .models import weights_fingerprint
 from .passes import Features, forward, unasked
 from .tasks import counted
@@ -88,10 +90,12 @@ def check_range(
                          "Is the teacher's training sound? A live teacher needs no half precision")
 
 # %% ../nbs/09_features.ipynb #4eb0e29c
+@contextmanager
 def _autocast(model, precision:str):
     "Run in bfloat16 where that is safe if `precision` is 'bf16'; as the weights are if 'fp32'."
     if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}; there are 'fp32' and 'bf16'")
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=precision=='bf16')
+    half = precision=='bf16'
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=half), bf16_products(model.device, half): yield
 
 def _check_padding(padding:str):
     if padding not in ('paper', 'masked'): raise ValueError(f"padding={padding!r}; there are 'paper' and 'masked'")

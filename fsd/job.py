@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.trainer_utils import rotate_checkpoints
 from . import runs
 from .kept import fingerprint, newest_valid, outputs, seal, shown
-from .machine import environment, find_device, peak_memory, processes
+from .machine import bf16_products, environment, find_device, peak_memory, processes
 from .processes import by_first, kept_by_all, meet, number, one_voice, share_of, wait
 from .models import find_model, model_name, quiet
 from .settings import Training, made, steps
@@ -134,7 +134,8 @@ def train(self:SoundTrainer,
         resume_from_checkpoint = newest_valid(self.args.output_dir)
         if resume_from_checkpoint: print(f'Resuming from {shown(resume_from_checkpoint)}', flush=True)
     there = str(resume_from_checkpoint) if resume_from_checkpoint else None
-    return super(SoundTrainer, self).train(there, *args, **kwargs)
+    with bf16_products(self.args.device, self.args.bf16):
+        return super(SoundTrainer, self).train(there, *args, **kwargs)
 
 # %% ../nbs/10_job.ipynb #ahead002
 def hours(seconds:float|None)->str:

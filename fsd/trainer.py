@@ -23,6 +23,7 @@ from .features import LiveTeacher
 from .taught import Taught
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
+from .machine import bf16_products
 from .job import LogBeforeSave, NonFinite, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, added, can_skip, inner, unguard, why
@@ -177,7 +178,7 @@ def train(self:DistillationTrainer,
     self._origin = None
     # a graph compiled for another method watches other layers, and nothing else tells them apart
     if self.args.torch_compile: torch.compiler.reset()
-    with attached(self.model, self.objective), self.on_device():
+    with attached(self.model, self.objective), self.on_device(), bf16_products(self.args.device, self.args.bf16):
         return super(DistillationTrainer, self).train(folder, *args, **kwargs)
 
 @patch
