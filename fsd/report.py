@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['encoders', 'made_up', 'results', 'belongs', 'outdated', 'comparable', 'reproduction', 'called', 'listed',
-           'reproductions', 'named', 'scores', 'first_score', 'averaged', 'teachers', 'rates', 'markdown', 'save_table',
-           'marked', 'siblings', 'beside_siblings', 'seen']
+           'metric_word', 'reproductions', 'named', 'scores', 'first_score', 'averaged', 'teachers', 'rates',
+           'markdown', 'save_table', 'marked', 'siblings', 'beside_siblings', 'seen']
 
 # %% ../nbs/17_report.ipynb #9cdc1719
 import re, warnings
@@ -161,6 +161,15 @@ def listed(words:Iterable[str])->str:
     """
     words = [*words]
     return ' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))
+
+def metric_word(metric:str)->str:
+    """A metric as one says it.
+
+    >>> [*map(metric_word, ('f1','matthews','accuracy'))]
+    ['F1', 'Matthews correlation', 'accuracy']
+    """
+    words = dict(f1='F1', matthews='Matthews correlation', pearson='Pearson correlation', spearman='Spearman correlation')
+    return words.get(metric, metric)
 
 # %% ../nbs/17_report.ipynb #repros02
 def reproductions(

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 
 from ..paper import in_order
 from ..plots import caption, figure, hole, look, padded, style
+from ..report import metric_word
 from ..runs import Run
 from ..tables.structure import correlation, measures, points
 from ..significance import informative
@@ -50,7 +51,7 @@ def structure_figure(
         fig,axs = figure(rows=n, cols=len(measures), size=(10.5, 1.4*n+1.5), whole=True, **caption(title, found))
         for row,task in zip(axs, rows):
             for ax,k in zip(row, measures): _panel(ax, frame[frame.task==task], k, draws)
-            metric = tasks[task].metrics[0].replace('f1', 'F1')
+            metric = metric_word(tasks[task].metrics[0])
             row[0].set_ylabel(f'{tasks[task].folder}, {metric} (%)')
         if not rows:
             for ax in axs[0]: hole(ax, 'none informative' if mute else 'no runs')

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..report import averaged, first_score, listed, rates
+from ..report import averaged, first_score, listed, metric_word, rates
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs
 from ..tasks import tasks
@@ -84,7 +84,7 @@ def seen(
     "What one sees at one rate, in words."
     out = []
     for task,own in table.groupby(level='task', sort=False):
-        own,metric = own.droplevel('task'),tasks[task].metrics[0].replace('f1', 'F1')
+        own,metric = own.droplevel('task'),metric_word(tasks[task].metrics[0])
         at,usual = own['one'],own['chosen']
         best = at.lead.idxmin()
         v = at.loc[best]
