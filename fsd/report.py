@@ -21,7 +21,7 @@ from .paper import in_order, task_order, beside_paper
 from .tasks import by_metric, counted, tasks, unknown
 from .kept import atomic, outputs
 from .runs import Run
-from .settings import beside, resolve, Knobs
+from .settings import beside, of_both, of_teachers, resolve, Knobs
 
 # %% ../nbs/17_report.ipynb #5db4c9e9
 def made_up(
@@ -97,9 +97,13 @@ def comparable(
     found:Iterable[Run],
     also:tuple=(), # Settings, besides the seed, in which runs of a method may differ
 )->list[Run]: # By task, method and seed, in the order of the paper's tables
-    "`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not."
+    """`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not.
+
+    They have one teacher, unless `also` has a setting that teachers read.
+    """
     found,seen,first = results(found),{},{}
-    def shared(o): return dict(models=o.model, data=o.record['data']['fingerprint'], teachers=None if also else o.teacher)
+    one_teacher = not {*also} & {*of_both, *of_teachers}
+    def shared(o): return dict(models=o.model, data=o.record['data']['fingerprint'], teachers=one_teacher and o.teacher)
     for o in found:
         key,own = (o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also)),shared(o)
         if key in seen:
