@@ -1552,6 +1552,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer.create_optimizer': ( 'trainer.html#distillationtrainer.create_optimizer',
                                                                                    'fsd/trainer.py'),
+                             'fsd.trainer.DistillationTrainer.evaluation_loop': ( 'trainer.html#distillationtrainer.evaluation_loop',
+                                                                                  'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer.get_batch_samples': ( 'trainer.html#distillationtrainer.get_batch_samples',
                                                                                     'fsd/trainer.py'),
                              'fsd.trainer.DistillationTrainer.get_eval_dataloader': ( 'trainer.html#distillationtrainer.get_eval_dataloader',

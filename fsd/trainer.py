@@ -182,6 +182,11 @@ def train(self:DistillationTrainer,
         return super(DistillationTrainer, self).train(folder, *args, **kwargs)
 
 @patch
+def evaluation_loop(self:DistillationTrainer, *args, **kwargs):
+    with bf16_products(self.args.device, self.args.bf16):
+        return super(DistillationTrainer, self).evaluation_loop(*args, **kwargs)
+
+@patch
 @contextmanager
 def on_device(self:DistillationTrainer):
     "Kept features are at hand while it lasts, and the optimizer skips steps if it is told to."
