@@ -1120,6 +1120,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.report._constant': ('report.html#_constant', 'fsd/report.py'),
                             'fsd.report._filled': ('report.html#_filled', 'fsd/report.py'),
                             'fsd.report._flat': ('report.html#_flat', 'fsd/report.py'),
+                            'fsd.report._lesson': ('report.html#_lesson', 'fsd/report.py'),
+                            'fsd.report._of_one_teacher': ('report.html#_of_one_teacher', 'fsd/report.py'),
                             'fsd.report._reads': ('report.html#_reads', 'fsd/report.py'),
                             'fsd.report._said': ('report.html#_said', 'fsd/report.py'),
                             'fsd.report._same_rows': ('report.html#_same_rows', 'fsd/report.py'),

@@ -93,27 +93,38 @@ def outdated(
     return {k:(v, usual[k]) for k,v in run.record['settings'].items() if k in looked and v!=usual[k]}
 
 # %% ../nbs/17_report.ipynb #97f32244
+def _lesson(o:Run, also:tuple)->tuple:
+    "What has one teacher: a task, under each value of those of the settings `also` that teachers read."
+    return o.task, *(o.record['settings'].get(k) for k in also if k in (*of_both, *of_teachers))
+
 def comparable(
     found:Iterable[Run],
     also:tuple=(), # Settings, besides the seed, in which runs of a method may differ
 )->list[Run]: # By task, method and seed, in the order of the paper's tables
-    """`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not.
-
-    They have one teacher, unless `also` has a setting that teachers read.
-    """
+    "`found`, if they are results whose differences are method and seed; a `ValueError` names those that are not."
     found,seen,first = results(found),{},{}
-    one_teacher = not {*also} & {*of_both, *of_teachers}
-    def shared(o): return dict(models=o.model, data=o.record['data']['fingerprint'], teachers=one_teacher and o.teacher)
+    def shared(o):
+        return [('models', o.task, o.model), ('data', o.task, o.record['data']['fingerprint']),
+                ('teachers', _lesson(o, also), o.teacher)]
     for o in found:
-        key,own = (o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also)),shared(o)
+        key = o.task, o.method, o.seed, *(o.record['settings'].get(k) for k in also)
         if key in seen:
             raise ValueError(f'two runs of {o.task}, {o.method}, seed {o.seed}: {seen[key]} and {o.folder}; '
                              'a table takes one')
-        seen[key],(one,theirs) = o.folder,first.setdefault(o.task, (o,own))
-        for what,v in own.items():
-            if v!=theirs[what]: raise ValueError(f'runs of {o.task} have different {what}: {one.folder} and {o.folder}')
+        seen[key] = o.folder
+        for what,of,v in shared(o):
+            one,theirs = first.setdefault((what,of), (o,v))
+            if v!=theirs: raise ValueError(f'runs of {o.task} have different {what}: {one.folder} and {o.folder}')
     at = {m:i for i,m in enumerate(in_order(o.method for o in found))}
     return sorted(found, key=lambda o: (task_order.index(o.task), at[o.method], o.seed))
+
+# %% ../nbs/17_report.ipynb #oneteac2
+def _of_one_teacher(found:list[Run], also:tuple)->tuple[list[Run],list[Run]]:
+    "The runs of the teacher that most of a task's have, and the others."
+    by = {}
+    for o in found: by.setdefault(_lesson(o, also), {}).setdefault(str(o.teacher), []).append(o)
+    most = {id(o) for of in by.values() for o in max(of.values(), key=len)}
+    return [o for o in found if id(o) in most], [o for o in found if id(o) not in most]
 
 # %% ../nbs/17_report.ipynb #de345b8c
 def _said(old:dict[str,dict])->str:
@@ -131,7 +142,10 @@ def reproduction(
     also:tuple=(), # Further settings that may have been changed by hand, such as ('batch_size',) for Table 5
     among:Iterable[Run]|None=None, # Runs read already, to choose from; those below `root` if None
 )->list[Run]: # Maybe none
-    "The runs of one reproduction, in the order of the paper's tables; a warning names those that are outdated."
+    """The runs of one reproduction, in the order of the paper's tables.
+
+    A warning names those that are left out: as they are outdated, or were taught by another teacher than most.
+    """
     if padding not in ('masked','paper'): raise ValueError(f"padding={padding!r} is neither 'masked' nor 'paper'")
     if precision not in ('bf16','fp32'): raise ValueError(f"precision={precision!r} is neither 'bf16' nor 'fp32'")
     if among is None: among = _below(Path(root or outputs()/'runs'))
@@ -139,7 +153,9 @@ def reproduction(
     today = cache(_today)
     old = {str(o.folder):then for o in found if (then := outdated(o, today))}
     if old: warnings.warn(_said(old))
-    return comparable([o for o in found if str(o.folder) not in old], also)
+    found,others = _of_one_teacher([o for o in found if str(o.folder) not in old], also)
+    if others: warnings.warn('left out, as most runs of the task have another teacher: '+', '.join(str(o.folder) for o in others))
+    return comparable(found, also)
 
 # %% ../nbs/17_report.ipynb #encwords
 encoders = {'bge-small-en-v1.5':('BGE-small','12 → 6'), # Blocks of teacher and student

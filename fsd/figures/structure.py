@@ -52,7 +52,7 @@ def structure_figure(
         for row,task in zip(axs, rows):
             for ax,k in zip(row, measures): _panel(ax, frame[frame.task==task], k, draws)
             metric = metric_word(tasks[task].metrics[0])
-            row[0].set_ylabel(f'{tasks[task].folder}, {metric} (%)')
+            row[0].set_ylabel(f'{tasks[task].folder}\n{metric} (%)')
         if not rows:
             for ax in axs[0]: hole(ax, 'none informative' if mute else 'no runs')
         for ax,k in zip(axs[-1], measures): ax.set_xlabel(_words.get(k, f'− difference,\n{k}'))
