@@ -154,7 +154,9 @@ def reproduction(
     old = {str(o.folder):then for o in found if (then := outdated(o, today))}
     if old: warnings.warn(_said(old))
     found,others = _of_one_teacher([o for o in found if str(o.folder) not in old], also)
-    if others: warnings.warn('left out, as most runs of the task have another teacher: '+', '.join(str(o.folder) for o in others))
+    if others:
+        folders = ', '.join(str(o.folder) for o in others)
+        warnings.warn(f'left out, as most runs of the task have another teacher: {folders}')
     return comparable(found, also)
 
 # %% ../nbs/17_report.ipynb #encwords
@@ -188,8 +190,8 @@ def metric_word(metric:str)->str:
     >>> [*map(metric_word, ('f1','matthews','accuracy'))]
     ['F1', 'Matthews correlation', 'accuracy']
     """
-    words = dict(f1='F1', matthews='Matthews correlation', pearson='Pearson correlation', spearman='Spearman correlation')
-    return words.get(metric, metric)
+    if metric=='f1': return 'F1'
+    return f'{metric.capitalize()} correlation' if metric in ('matthews','pearson','spearman') else metric
 
 # %% ../nbs/17_report.ipynb #repros02
 def reproductions(

@@ -124,7 +124,7 @@ def _adds(a:pd.DataFrame)->str: # Empty if nothing was run
     said = [f'{p} adds {part(p)} to {to}' for p,to in (('local','intra'), ('global','the two')) if part(p)]
     return f"{'; '.join(said)}; {_sure(a)}" if said else ''
 
-def seen(found:Iterable[Run])->str: # A paragraph for each task and padding; empty without a debiased run beside a biased one
+def seen(found:Iterable[Run])->str: # A paragraph for each task and padding that has a debiased run beside a biased one
     "What one sees of the estimators and of the structures under each, in words: points ± standard error (seeds)."
     out = []
     for task,padding,of in _places(found):
