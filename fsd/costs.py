@@ -62,11 +62,12 @@ def measured(
     padding:str|None=None, # For methods that read it; any if None
 )->list[tuple[str,str,float]]: # Task, method, seconds per step
     "How fast the finished students of `model` learned on this device, from their records."
-    device,found = environment()['device'],[]
+    here,found = environment(),[]
+    def elsewhere(env): return any(env.get(k, here[k])!=here[k] for k in ('device','capability'))
     for o in runs.find(kind=None):
         s = o.record['settings']
         same = o.method in known_methods and o.model==model and s['precision']==precision
-        if not same or o.record['environment']['device']!=device: continue
+        if not same or elsewhere(o.record['environment']): continue
         if padding and 'padding' in reads(o.method) and s['padding']!=padding: continue
         if each := pace(o): found.append((o.task, o.method, each))
     return found
