@@ -63,7 +63,7 @@ _last_seed = 2**32-1 # numpy's, which transformers sets too
 @from_ini
 class Training(Checked):
     "What every training is told, whatever it learns."
-    model:str = setting("pre-trained encoder: auto, a folder, or a name on the hub")
+    model:str = setting("pre-trained encoder: auto, offline, a folder, or a name on the hub")
     seed:int = setting("seed of a fresh head, dropout, order of rows", low=0, high=_last_seed)
     batch_size:int = setting("rows per step, of all processes together", low=1)
     eval_batch_size:int = setting("rows per step in evaluation", low=1)

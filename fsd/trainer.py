@@ -58,7 +58,7 @@ class DistillationTrainer(Pushes, Trainer):
         args:DistillationConfig|None=None,
         method:str|Method='fsd', # One whose terms do not look at a teacher needs none
         memory:Tensor|None=None, # The teacher's centroids, (K, L, D), for methods that have one; made if None
-        train_dataset=None,      # Rows with input_ids, attention_mask, idx, and labels; some may lack them
+        train_dataset=None,      # Rows with input_ids and labels, which some may lack; attention_mask and idx if there are any
         processing_class=None,   # Tokenizer; saved with checkpoints, gives the padding token
         parameter_groups=None,   # `(lr, weight_decay) -> groups` of `torch.optim`, where not all weights learn alike
         **kwargs,                # As for `Trainer`

@@ -88,12 +88,14 @@ def seen(
         at,usual = own['one'],own['chosen']
         best = at.lead.idxmin()
         v = at.loc[best]
-        span = '' if pd.isna(v.low) else (f", 95 % {v.low:.1f} to {v.high:.1f}, "
-                                          f"{'' if v.low>0 or v.high<0 else 'not '}clear of other sentences")
+        span = '' if pd.isna(v.low) else (f" (95 % over other dev sentences {v.low:.1f} to {v.high:.1f}"
+                                          f"{'' if v.low>0 or v.high<0 else ', so not clear'})")
         moved = (usual.lead-at.lead)[usual.rate!=at.rate].dropna()
         others = listed(f'`{m}`' for m in at.lead.dropna().index)
+        absent = listed(f'`{m}`' for m in compared if m in usual.index and m not in at.lead.dropna().index)
         changes = ', '.join(f'{d:+.1f} (`{m}`)' for m,d in moved.items())
         out.append(f"{tasks[task].folder}, all at {at.rate['fsd']}: `fsd` is {abs(v.lead):.1f} points of {metric} "
-                   f"{'ahead of' if v.lead>0 else 'behind'} `{best}`, the best of {others}{span}. "
+                   f"{'ahead of' if v.lead>0 else 'behind'} `{best}`{span}, the best of {others}"
+                   f"{absent and f'; {absent} not run at it'}. "
                    f"Those that have another rate change by {changes} points.")
     return '\n\n'.join(out)
