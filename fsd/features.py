@@ -9,7 +9,6 @@ __all__ = ['half_max', 'row_lengths', 'planned', 'planned_bytes', 'in_words', 'c
 # %% ../nbs/09_features.ipynb #958c25ad
 import math
 from collections.abc import Mapping
-from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 import torch
@@ -22,7 +21,7 @@ from .rows import collate, listed, row_hashes, row_idx, row_name, rows_fingerpri
 from .processes import after_first, dealt, kept_by_all, number
 from .kept import fingerprint, need_space, read_json, shown, verify
 from .blocks import check_length, depth, layer_index
-from .machine import bf16_products
+from .machine import arithmetic
 from .models import weights_fingerprint
 from .passes import Features, forward, unasked
 from .tasks import counted
@@ -90,13 +89,6 @@ def check_range(
                          "Is the teacher's training sound? A live teacher needs no half precision")
 
 # %% ../nbs/09_features.ipynb #4eb0e29c
-@contextmanager
-def _autocast(model, precision:str):
-    "Run in bfloat16 where that is safe if `precision` is 'bf16'; as the weights are if 'fp32'."
-    if precision not in ('fp32', 'bf16'): raise ValueError(f"precision={precision!r}; there are 'fp32' and 'bf16'")
-    half = precision=='bf16'
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=half), bf16_products(model.device, half): yield
-
 def _check_padding(padding:str):
     if padding not in ('paper', 'masked'): raise ValueError(f"padding={padding!r}; there are 'paper' and 'masked'")
 
@@ -134,7 +126,7 @@ def _compute(
     ends = np.cumsum(out['lengths'], dtype=np.int64)
     pad,order = collate(pad_token_id, max_length, labels=False),np.argsort(-lengths, kind='stable')
     bar = tqdm(total=len(rows), unit='row', delay=2, leave=False)
-    with torch.inference_mode(), _autocast(model.eval(), precision), bar:
+    with torch.inference_mode(), arithmetic(model.eval().device, precision), bar:
         for at in dealt(np.array_split(order, range(batch_size, len(order), batch_size))):
             batch = {k:v.to(model.device) for k,v in pad([rows[int(i)] for i in at]).items()}
             _put(forward(model, batch, needs), at, bool(max_length), out, ends)
@@ -371,7 +363,7 @@ class LiveTeacher:
 def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
     "Run the model, without gradient and dropout."
     model = self.model.eval().to(batch['input_ids'].device)
-    with _autocast(model, self.precision), unasked(batch['input_ids']): f = forward(model, batch, self.needs)
+    with arithmetic(model.device, self.precision), unasked(batch['input_ids']): f = forward(model, batch, self.needs)
     f.logits = f.logits.float()
     for k,l in self.needs:
         x,padded = getattr(f, k)[l].to(self.dtype),~(f.mask[...,None] if k=='hidden' else f.mask[:,None,:,None])

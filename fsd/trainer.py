@@ -255,8 +255,7 @@ def _save_checkpoint(self:DistillationTrainer, model, trial):
     save_sealed(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), trial)
 
 # %% ../nbs/10_trainer.ipynb #02dabd20
-def _load_objective(trainer, folder):
-    trainer.objective.load_state_dict(load_file(Path(folder)/'objective.safetensors'))
+def _load_objective(trainer, folder): trainer.objective.load_state_dict(load_file(Path(folder)/'objective.safetensors'))
 
 # %% ../nbs/10_trainer.ipynb #04554b0e
 @patch

@@ -12,11 +12,10 @@ from matplotlib.lines import Line2D
 
 from ..paper import in_order
 from ..plots import caption, figure, hole, look, padded, style
-from ..report import metric_word
 from ..runs import Run
 from ..tables.structure import correlation, measures, points
 from ..significance import informative
-from ..tasks import tasks
+from ..tasks import metric_word, tasks
 
 # %% ../../nbs/figures/structure_dots.ipynb #61000006
 _words = {'CKA, biased':'CKA, biased', 'CKA, debiased':'CKA, debiased', 'agreement':'agreement (%)'}

@@ -11,11 +11,11 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..paper import task_order
-from ..report import averaged, comparable, listed, metric_word, rates, reproduction, scores
+from ..report import averaged, comparable, rates, reproduction, scores
 from ..runs import Run
 from ..significance import holm
 from .claims import judged
-from ..tasks import tasks
+from ..tasks import joined, metric_word, tasks
 
 # %% ../../nbs/tables/estimator.ipynb #65000006
 forms = ('fsd_i','fsd_l','fsd_g','fsd_il','fsd')
@@ -113,14 +113,14 @@ def _point(r)->str: return f'{r.lead:+.1f}'+f' ± {r.se:.1f}'*bool(r.seeds>1)+f'
 def _sure(table:pd.DataFrame, said=str)->str:
     "Which of the rows are clear."
     if table.seeds.max()<3: return 'so few seeds decide nothing'
-    clear = listed(map(said, table.index[table.p<.05]))
+    clear = joined(map(said, table.index[table.p<.05]))
     return f'clear for {clear}' if clear else 'none of this is clear'
 
 def _gained(d:pd.DataFrame)->str:
-    return f"{listed(f'{_point(r)} with {_of[m]}' for m,r in d.iterrows())}; {_sure(d, _of.get)}"
+    return f"{joined(f'{_point(r)} with {_of[m]}' for m,r in d.iterrows())}; {_sure(d, _of.get)}"
 
 def _adds(a:pd.DataFrame)->str: # Empty if nothing was run
-    def part(p): return listed(f"{_point(r)} {k.split(', ')[1]}" for k,r in a.iterrows() if k.startswith(p))
+    def part(p): return joined(f"{_point(r)} {k.split(', ')[1]}" for k,r in a.iterrows() if k.startswith(p))
     said = [f'{p} adds {part(p)} to {to}' for p,to in (('local','intra'), ('global','the two')) if part(p)]
     return f"{'; '.join(said)}; {_sure(a)}" if said else ''
 

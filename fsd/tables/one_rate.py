@@ -10,10 +10,10 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
-from ..report import averaged, first_score, listed, metric_word, rates
+from ..report import averaged, first_score, rates
 from ..runs import Run
 from ..significance import baselines, bootstrap_runs
-from ..tasks import tasks
+from ..tasks import joined, metric_word, tasks
 
 # %% ../../nbs/tables/one_rate.ipynb #7a000006
 compared = ('nods',*baselines)
@@ -91,8 +91,8 @@ def seen(
         span = '' if pd.isna(v.low) else (f" (95 % over other dev sentences {v.low:.1f} to {v.high:.1f}"
                                           f"{'' if v.low>0 or v.high<0 else ', so not clear'})")
         moved = (usual.lead-at.lead)[usual.rate!=at.rate].dropna()
-        others = listed(f'`{m}`' for m in at.lead.dropna().index)
-        absent = listed(f'`{m}`' for m in compared if m in usual.index and m not in at.lead.dropna().index)
+        others = joined(f'`{m}`' for m in at.lead.dropna().index)
+        absent = joined(f'`{m}`' for m in compared if m in usual.index and m not in at.lead.dropna().index)
         changes = ', '.join(f'{d:+.1f} (`{m}`)' for m,d in moved.items())
         out.append(f"{tasks[task].folder}, all at {at.rate['fsd']}: `fsd` is {abs(v.lead):.1f} points of {metric} "
                    f"{'ahead of' if v.lead>0 else 'behind'} `{best}`{span}, the best of {others}"

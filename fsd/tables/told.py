@@ -12,16 +12,16 @@ from dataclasses import dataclass
 
 import numpy as np, pandas as pd
 
-from ..report import called, first_score, listed, metric_word, rates
+from ..report import called, first_score, rates
 from ..runs import Run
 from ..significance import baselines, informative
 from .ablation import variants
 from .memory import of_seed
 from .one_rate import compared, lead, over
-from ..tasks import by_metric, counted, tasks
+from ..tasks import by_metric, counted, joined, metric_word, tasks
 
 # %% ../../nbs/tables/told.ipynb #7c000007
-def _methods(ms:Iterable[str])->str: return listed(f'`{m}`' for m in ms)
+def _methods(ms:Iterable[str])->str: return joined(f'`{m}`' for m in ms)
 
 @dataclass
 class Place:
@@ -67,10 +67,10 @@ def mute(
     found:dict[str,list[Run]], # As for `places`
 )->str: # Empty if every task tells something
     "Tasks that tell nothing of methods, in a sentence."
-    def names(k, o): return listed(tasks[t].folder for t in o.index[::-1] if o[t] is False)
+    def names(k, o): return joined(tasks[t].folder for t in o.index[::-1] if o[t] is False)
     silent = [f'{w} with {called(k)}' for k,o in found.items() if (w := names(k, informative(o).informative))]
     if not silent: return ''
-    return (f'Nothing can be said of methods on {listed(silent)}: '
+    return (f'Nothing can be said of methods on {joined(silent)}: '
             'the teacher is not clearly above the most frequent label.')
 
 # %% ../../nbs/tables/told.ipynb #7c00000c
@@ -218,7 +218,7 @@ def remembered(
              for k,t,method,w,cka,r in rows if (method,cka)==('fsd','biased') and 'share' not in w}
     usual = {p:v for p,v in usual.items() if not np.isnan(v)}
     if not usual or max(usual.values())>10: return ''
-    little = listed(f'{v:.2g} % ({p})' for p,v in usual.items())
+    little = joined(f'{v:.2g} % ({p})' for p,v in usual.items())
     start = ('The global structure does next to nothing for `fsd` at the weight used here: '
              f'what it changes in the logits is {little} of what another seed changes')
     def seeds(r):
@@ -227,7 +227,7 @@ def remembered(
     shares = {}
     for k,t,method,w,cka,r in rows:
         if 'share' in w: shares.setdefault(f'{cka}, on {place(k, t)}', []).append(gain(method, r))
-    more = [f'with a share of the gradient, {where}, points are: {listed(of)}' for where,of in shares.items()]
+    more = [f'with a share of the gradient, {where}, points are: {joined(of)}' for where,of in shares.items()]
     return '; '.join([start, *more])+'.'
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
@@ -239,7 +239,7 @@ def _by_what(whats:Iterable[str])->str:
     "Measures in words, those of one kind together."
     of = {}
     for v,w in map(_near.get, whats): of.setdefault(w, []).append(v)
-    return listed(listed(vs)+w for w,vs in of.items())
+    return joined(joined(vs)+w for w,vs in of.items())
 
 def features(
     place:Place,
@@ -286,7 +286,7 @@ def premise(
     for p,w,r in asked:
         if r.low>0 or r.high<0: clear.setdefault(('with ' if r.low>0 else 'against ')+w, []).append((p, r))
     def one(p, r): return f'{linked(p, links)} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})'
-    said = '; '.join(f'{w} on {listed(one(*o) for o in of)}' for w,of in clear.items())
+    said = '; '.join(f'{w} on {joined(one(*o) for o in of)}' for w,of in clear.items())
     if not clear:
         return f'Over the students of a place the score clearly goes neither with {" nor with ".join(about.values())}.'
     open_ = len(asked)>sum(map(len, clear.values()))
