@@ -38,12 +38,14 @@ def tidied(found:Iterable[Run])->pd.DataFrame: # Columns task, metric, method, s
     parts = [scores([o]).assign(way=way(o)) for o in found]
     return pd.concat([scores([]).assign(way=''), *parts])[['task','metric','method','seed','way','percent']]
 
+def _point(lead:float, se:float, seeds:int)->str:
+    return f'{lead:+.1f}'+f' ± {se:.1f}'*bool(seeds>1)+f' ({seeds:.0f})'
+
 def _gain(of:dict, padding:str)->str|None:
     "Debiased against biased, of the seeds that both have."
     a,b = (of.get(ways[padding,d]) for d in (True,False))
     d = (a-b).dropna() if a is not None and b is not None else []
-    if not len(d): return None
-    return f'{d.mean():+.1f}'+f' ± {d.sem():.1f}'*(len(d)>1)+f' ({len(d)})'
+    return _point(d.mean(), d.sem(), len(d)) if len(d) else None
 
 # %% ../../nbs/tables/estimator.ipynb #65000009
 def make(
@@ -108,8 +110,6 @@ added = {f"{part}, {'debiased' if d else 'biased'}":((whole,d), (rest,d))
 _of = {'fsd_i':'intra alone', 'fsd_l':'local alone', 'fsd_g':'global alone',
        'fsd_il':'intra and local', 'fsd':'all three'}
 
-def _point(r)->str: return f'{r.lead:+.1f}'+f' ± {r.se:.1f}'*bool(r.seeds>1)+f' ({r.seeds:.0f})'
-
 def _sure(table:pd.DataFrame, said=str)->str:
     "Which of the rows are clear."
     if table.seeds.max()<3: return 'so few seeds decide nothing'
@@ -117,10 +117,11 @@ def _sure(table:pd.DataFrame, said=str)->str:
     return f'clear for {clear}' if clear else 'none of this is clear'
 
 def _gained(d:pd.DataFrame)->str:
-    return f"{joined(f'{_point(r)} with {_of[m]}' for m,r in d.iterrows())}; {_sure(d, _of.get)}"
+    return f"{joined(f'{_point(r.lead, r.se, r.seeds)} with {_of[m]}' for m,r in d.iterrows())}; {_sure(d, _of.get)}"
 
 def _adds(a:pd.DataFrame)->str: # Empty if nothing was run
-    def part(p): return joined(f"{_point(r)} {k.split(', ')[1]}" for k,r in a.iterrows() if k.startswith(p))
+    points = {k:f"{_point(r.lead, r.se, r.seeds)} {k.split(', ')[1]}" for k,r in a.iterrows()}
+    def part(p): return joined(v for k,v in points.items() if k.startswith(p))
     said = [f'{p} adds {part(p)} to {to}' for p,to in (('local','intra'), ('global','the two')) if part(p)]
     return f"{'; '.join(said)}; {_sure(a)}" if said else ''
 
