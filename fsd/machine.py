@@ -103,9 +103,11 @@ _products = {getattr(torch.ops.aten, o).default for o in
 class _InFloat32(TorchDispatchMode):
     "Products of bfloat16 tensors are made in float32 and rounded, forward and backward."
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func not in _products: return func(*args, **kwargs)
         half = {x.dtype for x in args if isinstance(x, torch.Tensor)}=={torch.bfloat16}
-        if func not in _products or not half: return func(*args, **(kwargs or {}))
-        args,kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs or {}))
+        if not half: return func(*args, **kwargs)
+        args,kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
         return tree_map_only(torch.Tensor, torch.Tensor.bfloat16, func(*args, **kwargs))
 
 # %% ../nbs/12_machine.ipynb #half0005

@@ -86,9 +86,8 @@ def paired(
 )->pd.DataFrame: # Rows as in `asked` where both have a seed: lead, se, seeds, p
     "How far ours is ahead over the seeds that both have, and Holm's p over the rows."
     def one(ours, other):
-        seeds = of[ours].index.intersection(of[other].index)
-        d = of[ours][seeds]-of[other][seeds]
-        return d.mean(), d.sem(), len(d), judged(of[ours], of[other], paired=True)['p'] if len(d) else float('nan')
+        j = judged(of[ours], of[other], paired=True)
+        return j['lead'], j['se'], j['seeds'][0], j['p']
     rows = {k:one(*o) for k,o in asked.items() if all(v in of for v in o)}
     table = pd.DataFrame(rows.values(), [*rows], ['lead','se','seeds','p']).query('seeds>0')
     return table.assign(p=holm(table.p))
