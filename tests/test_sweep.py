@@ -14,8 +14,10 @@ from fsd.glue import GlueData, load
 from fsd.methods import reads
 from fsd.models import packaged
 from fsd.plans import Preset, Stage, presets, steps
+from fsd.report import belongs
 from fsd.settings import Settings, resolve
 from fsd.sweep import Sweep
+from fsd.tables.estimator import forms
 from fsd.tasks import tasks
 
 plan = Preset('six runs', ('wnli',), (
@@ -217,13 +219,23 @@ def kept(glue, outputs, monkeypatch):
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
 def test_the_cpu_preset_asks_for_the_kept_records(kept):
     sweep = Sweep('cpu')
-    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and o.model==sweep.model}
-    assert len(own)==127
-    for r in sweep.plan():
+    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and belongs(o, sweep.model, 'masked')}
+    assert Counter(task for task,*_ in own)==dict(wnli=42, rte=30, mrpc=55, cola=13)
+    for r in [*sweep.plan(), *Sweep('cpu', tasks='cola').plan()]:
         if run := own.pop((r.task, r.method, r.seed), None):
             found = Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done()
             assert found and found.folder==run.folder, run.folder
     assert not own
+
+@pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
+def test_the_estimator_preset_asks_for_the_kept_records_of_either_estimator_and_teacher(kept):
+    own = [o for o in kept if o.kind=='runs' and o.model=='all-minilm-l6-v2' and o.method in forms
+           and o.task=='mrpc' and belongs(o, o.model, o.record['settings']['padding'], also=('debiased','teacher_seed'))]
+    asked = set()
+    for teacher in {o.record['settings']['teacher_seed'] for o in own}:
+        sweep = Sweep('estimator', teacher_seed=teacher)
+        asked |= {found.folder for r in sweep.plan() if (found := Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done())}
+    assert len(own)>=25 and {o.folder for o in own}==asked
 
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
 def test_the_settings_preset_asks_for_the_kept_trials_though_winners_stand_in_settings_ini_since(kept):
