@@ -24,7 +24,7 @@ from .taught import Taught
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs
 from .machine import bf16_products
-from .job import LogBeforeSave, NonFinite, save_sealed
+from .job import LogBeforeSave, NonFinite, SaveAfterEvaluating, save_sealed
 from .pairs import check_labels, check_pair, name_labels
 from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
@@ -86,7 +86,7 @@ class DistillationTrainer(Pushes, Trainer):
         self.sums,self.unread,self.to_longest,self.parameter_groups,self.reach = {},None,pads[1],parameter_groups,Reach()
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
-        for callback in (LogBeforeSave, Shares(self)): self.add_callback(callback)
+        for callback in (LogBeforeSave, SaveAfterEvaluating, Shares(self)): self.add_callback(callback)
 
 # %% ../nbs/10_trainer.ipynb #705a4bf2
 @patch

@@ -74,6 +74,34 @@ def test_killed_inside_a_checkpoint(outputs, start, tiny, undisturbed, capsys):
     assert 'Skipped checkpoint-4: manifest.json: missing' in said and said.count('Resuming from')==1 and 'checkpoint-2\n' in said
     assert result(outputs)==undisturbed['with memory']
 
+@pytest.mark.parametrize('step', [6, 12])
+def test_killed_while_an_epoch_is_evaluated(outputs, tiny, undisturbed, monkeypatch, step):
+    evaluate = DistillationTrainer.evaluate
+    def dies(self, *args, **kwargs):
+        if 'students-' in self.args.output_dir and self.state.global_step==step: raise KeyboardInterrupt
+        return evaluate(self, *args, **kwargs)
+    with monkeypatch.context() as m:
+        m.setattr(DistillationTrainer, 'evaluate', dies)
+        with pytest.raises(KeyboardInterrupt): distill('wnli', 'fsd', **tiny)
+    run = distill('wnli', 'fsd', **tiny)
+    assert [e['epoch'] for e in run.record['epochs']]==[1,2]
+    assert result(outputs)==undisturbed['with memory']
+
+def test_killed_before_the_finished_student_is_sealed(outputs, tiny, undisturbed, monkeypatch):
+    import fsd.job
+    class Dies(fsd.job.Clock):
+        def seconds(self):
+            if self.over: raise KeyboardInterrupt
+            return super().seconds()
+        over = False
+        def on_train_end(self, args, state, control, **kwargs): self.over = 'students-' in args.output_dir
+    with monkeypatch.context() as m:
+        m.setattr(fsd.job, 'Clock', Dies)
+        with pytest.raises(KeyboardInterrupt): distill('wnli', 'fsd', **tiny)
+    run = distill('wnli', 'fsd', **tiny)
+    assert [e['epoch'] for e in run.record['epochs']]==[1,2] and run.record['seconds']['student']>.01
+    assert result(outputs)==undisturbed['with memory']
+
 # ---------------------------------------------------------------- numbers that are none
 
 def whole_checkpoints(outputs):
