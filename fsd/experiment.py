@@ -14,18 +14,17 @@ from fastcore.basics import patch
 from . import analysis, compare, glue, runs
 from .card import told_of, write_card
 from .centroids import clustered
-from .design import weights_of
 from .features import KeptTeacher, LiveTeacher, keep_features, planned, planned_bytes, row_lengths
 from .job import in_lines, once
 from .lessons import Lessons
-from .kept import need_space, read_json, shown, write_json
+from .kept import fingerprint, need_space, read_json, shown, write_json
 from .processes import by_first, number
 from .machine import compiling
 from .methods import find_method, kinds_read
-from .models import load_teacher, model_name
+from .models import load_teacher, model_name, weights_of
 from .probe import Probe
 from .rows import collate
-from .settings import Knobs
+from .settings import Knobs, of_teachers
 from .tasks import counted
 from .given import DistillationConfig
 from .trainer import DistillationTrainer
@@ -162,12 +161,18 @@ def evaluate(self:Experiment, model, kind:str='students')->dict:
 # %% ../nbs/15_experiment.ipynb #a48c26b5
 _evaluated = {} # the last teacher that this process looked at, and what came of it
 
+@patch
+def agrees(self:Experiment, run:runs.Run)->bool:
+    "Whether the teacher whose scores stand in the record is this one, also where the student looked at none."
+    s,then = self.settings,run.record['settings']
+    return bool(s.teacher) or all(then.get(k, v)==v for k in of_teachers if (v := getattr(s, k)) is not None)
+
 @patch(as_prop=True)
 @once
 def on_teacher(self:Experiment)->dict:
     "The teacher on the dev set."
-    of_files = self.teacher_files if self.settings.teacher else None
-    key = self.teacher_folder, of_files, self.data.fingerprint, self.dev, self.settings.max_length, self.device
+    made = fingerprint(**self._about_teachers())
+    key = self.teacher_folder, made, self.dev, self.settings.max_length, self.device
     if key not in _evaluated:
         _evaluated.clear()
         _evaluated[key] = self.evaluate(self.teacher, 'teachers')

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
            'small_for', 'hub_name', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words',
-           'model_fingerprint', 'weights_fingerprint', 'sketch', 'student_of']
+           'model_fingerprint', 'weights_of', 'weights_fingerprint', 'sketch', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, pickle, re, shutil, tempfile, zipfile
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
@@ -318,6 +319,15 @@ def model_fingerprint(model:str|Path)->str:
     said = ''.join(f'{f.name} {sha256(f)}\n' for f in [path/'config.json', *_weights(path), *words])
     if words and (unsaid := _unsaid(path, words)): said += f'tokens {json.dumps(unsaid, sort_keys=True)}\n'
     return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+@cache
+def _fingerprint_of(model, files:tuple): return model_fingerprint(model)
+
+def weights_of(model:str|Path)->str:
+    "`model_fingerprint`, computed again only where a file is new, or has another size or time."
+    files = (f for f in sorted(_folder(model).iterdir()) if f.is_file())
+    return _fingerprint_of(model, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
+
 
 # %% ../nbs/04_models.ipynb #1dec8e47
 def weights_fingerprint(model:PreTrainedModel)->str:

@@ -142,3 +142,38 @@ def test_an_experiment_stays_in_the_outputs_that_it_began_with(tmp_path, tiny, m
     run = a.run()
     assert run.folder.is_relative_to(tmp_path/'a') and a.student_folder.is_relative_to(tmp_path/'a') and not (tmp_path/'b').exists()
     assert b.done() is None and b.run().scores==run.scores and b.teacher_folder.is_relative_to(tmp_path/'b')
+
+# ---------------------------------------------------------------- what is the same run
+
+def test_a_record_with_another_teachers_scores_is_not_found_again(outputs, tiny):
+    first = distill('wnli', 'nods', **tiny)
+    other = distill('wnli', 'nods', **tiny | dict(teacher_lr=3e-3))
+    assert other.folder!=first.folder and other.record['settings']['teacher_lr']==3e-3 and other.record['fingerprint']==first.record['fingerprint']
+    assert other.record['seconds']['students'] is None, 'the student is the same and was found'
+    assert distill('wnli', 'nods', **tiny).record==first.record and distill('wnli', 'nods', **tiny | dict(teacher_lr=3e-3)).record==other.record
+
+def test_a_given_teacher_is_asked_about_the_rows_that_are_held_out(outputs, tiny):
+    given = {k:v for k,v in tiny.items() if k not in ('teacher_epochs','teacher_lr')} | dict(teacher=str(Experiment('wnli', 'nods', **tiny).teacher_folder))
+    for more in (dict(holdout=.5), dict(holdout=.5, teacher_seed=7), dict(holdout=.25)):
+        exp = Experiment('wnli', 'vkd', **given, **more)
+        assert exp.on_teacher['holdout'].labels.tolist()==exp.rows['holdout']['labels'][:]
+
+def test_a_term_of_ones_own_is_known_by_all_that_it_is_made_of(outputs, tiny, monkeypatch):
+    from fsd.terms import between_states
+    def of(loss):
+        monkeypatch.setitem(terms, 'apart', Term('how far apart', **between_states(loss)))
+        monkeypatch.setitem(methods, 'own', Method('a test', 'two terms', {'ce':'1', 'apart':'1'}))
+        exp = Experiment('wnli', 'own', **tiny)
+        return exp._own_terms(), exp.determined_by('students')
+    def far(h_s, h_t, mask): return (h_s.mean()-h_t.mean()).abs()
+    def near(h_s, h_t, mask): return (h_s.var()-h_t.var()).abs()
+    assert of(far)==of(far) and of(far)!=of(near) and of(far)[0]
+    assert not any(Experiment('wnli', m, **tiny)._own_terms() for m in methods if m!='own')
+
+def test_a_folder_whose_weights_changed_meanwhile_is_read_again(outputs, model):
+    from fsd.models import weights_of
+    folder = model()
+    before = weights_of(folder)
+    torch.manual_seed(5)
+    AutoModel.from_config(AutoModel.from_pretrained(folder).config).save_pretrained(folder)
+    assert weights_of(folder)!=before==before
