@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from .journal import open_study, unwarned
 from .kept import fingerprint, outputs
+from .models import weights_of
 from .planned import Plan, Planned
 from .plans import Preset
 
@@ -34,7 +35,9 @@ class Queue(Plan):
                              "leave storage out for a file, or give the URL of a database server")
         super().__init__(preset, **asked)
         # all settings are looked at here, before anything is opened or written
-        named = dict(plan=[r.key for r in self.runs()], choose='holdout' if self.holdout else 'dev')
+        models = {k:os.path.expanduser(self.params.get(k) or '') for k in ('model','teacher','student_model')}
+        held = {k:weights_of(v) for k,v in models.items() if os.path.isdir(v)} # two folders may be called alike
+        named = dict(plan=[r.key for r in self.runs()], choose='holdout' if self.holdout else 'dev', **held)
         self.study_name = f'{self.name}-{fingerprint(**named)[:8]}'
         self.storage,self.since = storage,datetime.now()
 

@@ -20,7 +20,7 @@ from fastcore.meta import delegates
 from IPython.utils.capture import capture_output
 from optuna.trial import FrozenTrial, Trial, TrialState
 from . import runs
-from .costs import hours, means, measured, pace, seconds
+from .costs import hours, means, measured, on_this_device, pace, seconds
 from .experiment import Experiment
 from .glue import load
 from .journal import claimed
@@ -74,7 +74,7 @@ def do(self:Sweep, trial:Trial)->float:
             trial.set_user_attr('error', f'{type(e).__name__}: {e}')
             raise
     trial.set_user_attr('record', run.folder.relative_to(outputs()).as_posix())
-    if each := pace(run): trial.set_user_attr('pace', each)
+    if (each := pace(run)) and on_this_device(run): trial.set_user_attr('pace', each)
     return score(run)
 
 # %% ../nbs/19_sweep.ipynb #takes002

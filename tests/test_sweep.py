@@ -278,3 +278,11 @@ def test_a_database_releases_claims_without_a_sign_of_life(outputs, tiny, tmp_pa
     s.study.add_trial(optuna.trial.create_trial(state=TrialState.WAITING, user_attrs=s.trials()[0].user_attrs)) # queued by another machine too
     s.take()
     assert s.trials()[-1].state==TrialState.PRUNED and len(runs.find(kind='trials'))==1
+
+def test_two_models_that_are_called_alike_are_two_sweeps(outputs, tiny, tmp_path):
+    from transformers import AutoModel
+    other = tmp_path/'other'/'tiny-bert'
+    shutil.copytree(tiny['model'], other)
+    same = Sweep(plan, **tiny | dict(model=str(other))).study_name
+    AutoModel.from_config(AutoModel.from_pretrained(other).config).save_pretrained(other)
+    assert same==Sweep(plan, **tiny).study_name!=Sweep(plan, **tiny | dict(model=str(other))).study_name
