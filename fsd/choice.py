@@ -16,7 +16,7 @@ from .experiment import Experiment
 from .kept import shown
 from .methods import methods as known_methods
 from .planned import names, seeds_of, share_of, stages_of
-from .plans import Preset, find_preset
+from .plans import Preset, Stage, find_preset
 from .report import outdated
 from .runs import Run
 from .significance import bootstrap_runs, draws_of, drawn_scores, logits_of, task_of
@@ -71,6 +71,15 @@ def advice(
     return ' '.join([*said, 'It was chosen by these rows, so its score on others is likely a little lower.'])
 
 # %% ../nbs/18_choice.ipynb #cho00013
+def _simple(stages:tuple[Stage,...])->tuple[Stage,...]:
+    "`stages`, if each is one method with one setting, over seeds; a `ValueError` names what is for a sweep."
+    for i,s in enumerate(stages):
+        if s.grid or s.start or s.method in {o.method for o in stages[:i]}:
+            raise ValueError(f"the stage {s.name!r} chooses settings of {s.method}, which is for `Sweep`; "
+                             "a choice compares methods, each with one setting")
+        if len({*s.seeds})<len(s.seeds): raise ValueError(f"seeds {', '.join(map(str, s.seeds))}: one of them stands twice")
+    return stages
+
 class Choice:
     "The methods of a preset on data of one's own, and which student to take."
     def __init__(self,
@@ -90,12 +99,13 @@ class Choice:
         asked = names(methods, known_methods, 'method')
         params = self.preset.params | {k:v for k,v in params.items() if v is not None}
         if held := share_of(self.preset, choose, holdout): params['holdout'] = held
-        self.stages,self.out,self.planned = stages_of(self.preset, asked, seeds_of(seeds)),{},[]
+        self.stages,self.out,self.planned = _simple(stages_of(self.preset, asked, seeds_of(seeds))),{},[]
         for s in self.stages:
             try: self.planned += [Experiment(self.task, s.method, data, seed=n, **params) for n in s.seeds]
             except ValueError as e:
                 if asked or s.method=='nods': raise
                 self.out[s.method] = str(e)
+        if not self.planned: raise ValueError(f"no method of the preset can run: {'; '.join(map(': '.join, self.out.items()))}")
         self.model,self.split = self.planned[0].name,'holdout' if held else self.planned[0].dev[0]
 
 # %% ../nbs/18_choice.ipynb #cho00015
@@ -132,7 +142,8 @@ def results(self:Choice)->pd.DataFrame:
 @patch
 def chosen(self:Choice)->pd.DataFrame:
     "How the methods stand, best first; see `standing`."
-    return standing(self.runs(), self.split)
+    if not (found := self.runs()): raise ValueError('no run of this choice is done yet; run() does them')
+    return standing(found, self.split)
 
 @patch
 def advice(self:Choice)->str:

@@ -35,12 +35,12 @@ def held_out(
     seed:int=0, # Another seed, other rows
     by_class:bool=True, # Are labels classes?
 )->np.ndarray: # Whether each row is held out, (n,)
-    "Which rows are for judging. At least one row of each class is, and one is not."
+    "Which rows are for judging, equal texts together. Of each class that has two texts, at least one is, and one is not."
     if not 0<share<1: raise ValueError(f"share={share} of the rows to be held out must be above 0 and below 1")
     drawn = [hashlib.sha256(json.dumps([seed, *t]).encode()).hexdigest() for t in _said(rows)]
-    label = pd.Series(rows['label'].tolist() if by_class else 0, drawn).groupby(level=0).first()
+    label = pd.Series(rows['label'].tolist() if by_class else 0, drawn).groupby(level=0).min()
     place,size = label.groupby(label).cumcount(),label.groupby(label).transform('size')
-    out = place<np.clip((share*size).round(), 1, size-1)
+    out = place<(share*size).round().clip(1).clip(upper=size-1)
     return out[drawn].to_numpy()
 
 # %% ../nbs/02_own.ipynb #2bdc1b63
@@ -105,7 +105,7 @@ class OwnTask(Task):
 def _measure(self:OwnTask, metric, pred, labels)->float:
     if metric=='f1': return one_score('f1', pred==self.positive, labels==self.positive)
     if metric!='macro_f1': return one_score(metric, pred, labels)
-    return float(np.mean([one_score('f1', pred==c, labels==c) for c in range(self.num_labels)]))
+    return float(np.mean([one_score('f1', pred==c, labels==c) for c in np.unique(labels)]))
 
 # %% ../nbs/02_own.ipynb #50be3c2a
 @patch
@@ -291,6 +291,8 @@ def _split(rows, names, share, seed):
         raise ValueError(f"{rows['at'].iloc[0]}: there are rows to learn from and none for validation; "
                          "give a file for it, or share=.2 to hold out a fifth")
     out = held_out(rows, .2 if share is None else share, seed, bool(names))
+    if not out.any():
+        raise ValueError(f"{rows['at'].iloc[0]}: no class has two different texts, so none can be held out for validation")
     return rows.assign(split=np.where(out, 'validation', 'train'))
 
 # %% ../nbs/02_own.ipynb #44356d93
@@ -308,8 +310,9 @@ def _rarer(train, names)->int:
 def _apart(unlabelled, quotes)->list[Table]:
     "The tables of rows without a label that were given beside the data."
     if unlabelled is None or isinstance(unlabelled, str) and unlabelled=='no': return []
-    try: return sum(tables_of(unlabelled, quotes)[0].values(), [])
+    try: found,_ = tables_of(unlabelled, quotes)
     except (ValueError,OSError) as e: raise type(e)(f'unlabelled: {e}') from e
+    return sum((tables for split,tables in found.items() if split!='test'), [])
 
 # %% ../nbs/02_own.ipynb #18d9ac1a
 def own_data(

@@ -128,7 +128,9 @@ def _matthews(pred, labels, w, classes):
 def _of_classes(t, metric, pred, labels, w):
     "As `_classified`, for the classes of the task `t`."
     if metric=='f1': return _classified('f1', pred==(c := getattr(t, 'positive', 1)), labels==c, w)
-    if metric=='macro_f1': return np.mean([_classified('f1', pred==c, labels==c, w) for c in range(t.num_labels)], 0)
+    if metric=='macro_f1': # over the classes of a draw
+        of = [(_classified('f1', pred==c, labels==c, w), (w@(labels==c)>0)[:,None]) for c in np.unique(labels)]
+        return sum(f*there for f,there in of)/sum(there for _,there in of)
     if metric=='matthews' and t.num_labels>2: return _matthews(pred, labels, w, t.num_labels)
     return _classified(metric, pred, labels, w)
 

@@ -482,3 +482,38 @@ def test_a_command_takes_own_data(tiny_own, outputs, capsys):
     assert (exp.kind, exp.task.labels)==('own', ('negative','positive'))
     with pytest.raises(SystemExit): experiment(['--task','mine','--method','vkd'])
     assert "unknown task 'mine'" in capsys.readouterr().err
+
+def test_one_text_of_a_class_stays_to_be_learned_and_one_text_alone_is_refused():
+    many = pd.concat([frame(), pd.DataFrame(dict(text=['Thanks.']*2, label='rare'))])
+    with pytest.warns(UserWarning, match="no validation row has the label 'rare'"): data = own_data(many)
+    assert data.counts.loc['rare'].tolist()==[2,0]
+    with pytest.raises(ValueError, match='no class has two different texts'): own_data(pd.DataFrame(dict(text=['a','a','a'], label=[.5,.6,.7])))
+
+def test_a_class_that_no_row_judges_is_left_out_of_macro_f1():
+    from fsd.significance import drawn_scores
+    task = own.OwnTask('mine', 'mine', ('text',), ('a','b','c'), ('macro_f1',), {}, ())
+    logits,labels = np.eye(3)[[0,0,1]],np.array([0,0,1])
+    assert task.scores(logits, labels)['macro_f1']==1
+    rng,some = np.random.default_rng(0),np.array([0]*20+[1]*19+[2])
+    said = rng.normal(size=(40,3))+2*np.eye(3)[some]
+    draws = [rng.integers(40, size=40) for _ in range(20)]
+    counts = np.stack([np.bincount(d, minlength=40) for d in draws])
+    assert (counts[:,-1]==0).any(), 'some draws miss the rare class'
+    drawn = drawn_scores(task, said[None], some, counts)['macro_f1'][:,0]
+    assert drawn==pytest.approx([task.scores(said[d], some[d])['macro_f1'] for d in draws])
+
+def test_equal_texts_are_held_out_together(tiny_own, outputs):
+    rows = pd.DataFrame([dict(text=f'{w} film', label='pos' if i%2 else 'neg') for i,w in enumerate('abcdefghijklmnopqrst') for _ in range(5)])
+    exp = Experiment('mine', 'nods', rows, **tiny_own, holdout=.25)
+    learned,out = ({tuple(r) for r in exp.rows[s]['input_ids'][:]} for s in ('train','holdout'))
+    assert len(exp.rows['holdout'])==20 and not learned&out
+
+def test_the_test_split_of_rows_without_a_label_is_left_alone(tmp_path):
+    more = dict(train=pd.DataFrame(dict(text=['u1'])), test=pd.DataFrame(dict(text=['t1','t2'])))
+    assert own_data(frame(), unlabelled=more).unlabelled['text'][:]==['u1']
+
+def test_a_choice_compares_methods_each_with_one_setting(tiny_own, outputs):
+    from fsd.choice import Choice
+    for how,why in ((dict(preset='settings'), "the stage 'nods' chooses settings of nods, which is for `Sweep`"), (dict(seeds='0 0'), 'seeds 0, 0: one of them stands twice')):
+        with pytest.raises(ValueError, match=why): Choice(example, **tiny_own, **how)
+    with pytest.raises(ValueError, match='no run of this choice is done yet'): Choice(example, methods='nods', **tiny_own).chosen()
