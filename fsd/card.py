@@ -266,7 +266,8 @@ def _asks_for(exp)->str:
     files = [without] if without and Path(os.path.expanduser(exp.settings.unlabelled)).exists() else []
     lie = dict.fromkeys([_data(exp), *files, *lie] if _is_own(exp, 'here') else [*files, *lie])
     columns = ', '.join(map(repr, exp.task.official)) if _is_own(exp, 'memory') else ''
-    said = [f'frame: the data as they were in memory, with the columns {columns}'] if columns else []
+    what = 'what `own_data` made of the data' if exp.read_before else 'the data as they were in memory'
+    said = [f'frame: {what}, with the columns {columns}'] if columns else []
     if without=='memory': said.append('texts: those without a label, likewise')
     if lie: said.append(f"{' and '.join(lie)}: in the folder where this is called")
     return f"  # {'; '.join(said)}" if said else ''
@@ -358,10 +359,12 @@ def _asked_of(teacher:LiveTeacher, trainer, rows)->np.ndarray:
 
 def _beside(trainer)->dict:
     "What a trainer's measures are of its teacher and of the majority, by the names of its log; empty where nobody knows."
-    n,sets = plain(trainer.model).config.num_labels,trainer.eval_dataset
-    learned = _labels(trainer.train_dataset) if trainer.compute_metrics and sets is not None and n>1 else None
-    if learned is None or trainer.args.world_size>1: return {}
-    found,most = {},np.eye(n)[np.bincount(learned).argmax()]
+    n,sets,a = plain(trainer.model).config.num_labels,trainer.eval_dataset,trainer.args
+    otherwise = trainer.preprocess_logits_for_metrics or a.batch_eval_metrics or a.include_for_metrics
+    asked = trainer.compute_metrics and not otherwise and sets is not None and n>1 # of logits and labels alone
+    learned = _labels(trainer.train_dataset) if asked else None
+    if learned is None or trainer.args.world_size>1 or not (learned>=0).any(): return {}
+    found,most = {},np.eye(n)[np.bincount(learned[learned>=0]).argmax()]
     for name,rows in (sets.items() if isinstance(sets, dict) else [('',sets)]):
         if (labels := _labels(rows)) is None: continue
         said = {'majority':np.tile(most, (len(labels),1))}

@@ -186,7 +186,8 @@ def as_pair(
     if smoothing and kind!='single':
         what = dict(several='several labels', regression='a regression')[kind]
         raise ValueError(f"label_smoothing_factor={smoothing} is for one class a row; set it to 0 for {what}")
-    if kind=='several': model.config.problem_type = 'multi_label_classification' # pipelines read it
+    read = dict(several='multi_label_classification', regression='regression') # by pipelines
+    if kind in read: model.config.problem_type = read[kind]
     width = teacher.config.hidden_size if isinstance(teacher, nn.Module) else getattr(teacher, 'width', None)
     length = _longest(args, rows) if isinstance(teacher, OtherWords) else None
     return Pair(args, depth(model), _depth(teacher) or depth(model), model.config.hidden_size, kind=='regression',

@@ -70,3 +70,28 @@ def test_a_trainers_scores_stand_beside_its_teachers_and_the_majoritys(tmp_path)
     row = next(l for l in text.split('\n') if l.startswith('| eval_accuracy |')).split(' | ')
     assert '| measure | student | teacher | majority |' in text and row[2:]==[f'{sum(right)/12:.4g}', '0.75 |']
     assert next(l for l in text.split('\n') if l.startswith('| eval_loss |')).endswith('| – | – |'), 'no measure of answers'
+
+@pytest.mark.parametrize('how', ['rows without a label','classes at once','inputs too'])
+def test_a_column_that_cannot_be_computed_is_left_out(tmp_path, how):
+    tiny = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
+    rows = [dict(input_ids=[2, 5+i, 6+i%3, 3], labels=-100 if how=='rows without a label' and i%4==1 else i%2) for i in range(16)]
+    def sure(p): return dict(accuracy=float(((p.predictions if p.predictions.ndim==1 else p.predictions.argmax(-1))==p.label_ids).mean()), n=len(p.inputs) if how=='inputs too' else 0)
+    more = dict(include_for_metrics=['inputs']) if how=='inputs too' else {}
+    args = DistillationConfig(tmp_path/'out', num_train_epochs=1, per_device_train_batch_size=4, max_length=8, use_cpu=True, disable_tqdm=True, eval_strategy='epoch', report_to='none', **more)
+    kwargs = dict(preprocess_logits_for_metrics=lambda l,y: l.argmax(-1)) if how=='classes at once' else {}
+    teacher = BertForSequenceClassification(tiny).eval()
+    trainer = DistillationTrainer(lower_half(teacher), teacher, args, 'vkd', train_dataset=rows, eval_dataset=[r for r in rows if r['labels']>=0][:8], compute_metrics=sure, **kwargs)
+    trainer.train(); trainer.save_model()
+    assert ('majority' in (tmp_path/'out'/'README.md').read_text())==(how=='rows without a label')
+
+def test_a_student_of_scores_is_read_by_pipelines_as_one(tmp_path):
+    tiny = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16, num_labels=1)
+    teacher = BertForSequenceClassification(tiny).eval()
+    rows = [dict(input_ids=[2, 5+i, 3], labels=float(i)) for i in range(8)]
+    args = DistillationConfig(tmp_path/'out', num_train_epochs=1, max_length=8, use_cpu=True, disable_tqdm=True, report_to='none')
+    trainer = DistillationTrainer(lower_half(teacher), teacher, args, 'vkd', train_dataset=rows)
+    assert trainer.model.config.problem_type=='regression'
+
+def test_the_line_of_data_that_were_read_before_says_so(outputs, away):
+    from fsd.own import own_data
+    assert 'frame: what `own_data` made of the data, with the columns' in again(Experiment('mine', 'vkd', own_data(example), model=str(away/'small'), **short))
