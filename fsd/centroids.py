@@ -78,13 +78,14 @@ def centroids(
     device='cpu',
     seed:int=42, # As `teacher_seed` is: one memory serves every student
 )->Tensor: # (K, L, D)
-    "The teacher's centroids of `rows`, made or found in `folder`."
+    "The teacher's centroids of `rows`, or of all those that a `KeptTeacher` kept, made or found in `folder`."
     k,layer = pair.knobs,compared(pair)[1]
     source,rows = (teacher.teacher,teacher.rows) if isinstance(teacher, OtherWords) else (teacher,listed(rows))
     model = getattr(source, 'model', source) if not isinstance(source, KeptTeacher) else None
     weights = weights_fingerprint(model) if model is not None else source.about['model']
     about = dict(model=weights, rows=rows_fingerprint(rows), layer=layer, padding=k.padding, max_length=k.max_length,
-                 size=k.memory_size, procedure=k.memory_procedure, seed=seed)
+                 size=k.memory_size, procedure=k.memory_procedure, budget=k.memory_budget, seed=seed,
+                 kept=None if model is not None else source.about['rows'])
     def build(tmp):
         said = source if model is None else _said_by(model, rows, layer, k, pad, device, tmp/'said')
         wait()

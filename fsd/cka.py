@@ -92,6 +92,8 @@ def _parts(x, w, masked, near, up):
         yield at, part
 
 # %% ../nbs/05_cka.ipynb #d2d9421c
+def _both_count(w): return (w!=0)[:, :, None] & (w!=0)[:, None]
+
 class _Gram(torch.autograd.Function):
     "Gram matrix of `x` (b, n, d) around its mean under the weights `w` (b, n), or, if `free`, that over a power of 2."
     @staticmethod
@@ -109,6 +111,7 @@ class _Gram(torch.autograd.Function):
         again = 1 / power_of_2(spread.abs().sqrt())[:, None, None]
         ctx.save_for_backward(x, w, near, up, some * again * again * up if free else some / up)
         ctx.masked = masked
+        if masked: k = k * _both_count(w)
         return k * (some * again * again if free else some / up / up)
 
     @staticmethod
@@ -117,6 +120,7 @@ class _Gram(torch.autograd.Function):
         x, w, near, up, size = ctx.saved_tensors
         dx = torch.empty_like(x)
         with uncast(x):
+            if ctx.masked: dk = dk * _both_count(w)
             s = _center_both(dk + dk.mT, torch.ones_like(w), w) * size
             for at, part in _parts(x, w, ctx.masked, near, up):
                 if x.dtype==w.dtype: torch.bmm(s[at[0]], part, out=dx[at])

@@ -35,7 +35,7 @@ def one_each(
     labels:Tensor,         # As they came with the batch
     rows:int,              # N
     regression:bool=False,
-    classes:int|None=None, # C, if known; a label is then 0 to C-1, or -100, which cross entropy leaves out; not looked at in the lean form
+    classes:int|None=None, # C, if known; a label is then 0 to C-1, or -100 in a row that has none; not looked at in the lean form
 )->Tensor: # (N,)
     "`labels` as one for each row; a `ValueError` if they are not, or are no class numbers."
     if labels.numel()!=rows:

@@ -118,5 +118,5 @@ def on_step_begin(self:Shares, args, state, control, model=None, **kwargs):
         balance.learn({n:p['norm'] for n,p in self.look(model, step, total).items()})
         if step==settling(total)[-1]: balance.check()
         note(weights=balance.found())
-    if args.shares and step % max(1, total//args.shares)==0 and new('shares'):
+    if step in {i*total//args.shares for i in range(args.shares)} and new('shares'):
         note(shares=self.look(model, step, total))

@@ -65,7 +65,8 @@ terms:dict[str,Term] = {}
 def compared(pair:Pair)->tuple[int,int]:
     """The blocks of student and teacher whose hidden states are compared.
 
-    The teacher's is the setting `layer`, the student's the highest that is not above it, both in shares of all blocks.
+    The teacher's is the setting `layer`, the student's the highest whose own block of the teacher (`matched_block`) is not
+    above it.
     A `ValueError` if the teacher has no such block.
 
     >>> compared(Pair(Knobs(), 6, 12, 768)), compared(Pair(Knobs(layer=8), 6, 12, 768))

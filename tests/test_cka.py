@@ -165,3 +165,12 @@ def test_refusals():
         with pytest.raises(TypeError, match='from_numpy'): f(r(4, 4).numpy())
     with pytest.raises(ValueError, match='square'): hsic(r(4, 4), r(5, 5))
     with pytest.raises(ValueError, match='at least 0'): linear_cka(r(4, 4), r(4, 4), torch.tensor([1., -1, 1, 1]))
+
+def test_the_gradient_of_a_gram_matrix_under_weights_that_are_0_is_that_of_its_values():
+    from fsd.cka import gram
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 3, generator=g, dtype=torch.float64, requires_grad=True)
+    c,w = torch.randn(5, 5, generator=g, dtype=torch.float64),torch.tensor([1.,2,1,0,0], dtype=torch.float64)
+    k = gram(x, w)
+    assert (k[3:]==0).all() and (k[:,3:]==0).all()
+    assert torch.autograd.gradcheck(lambda x: (gram(x, w)*c).sum(), (x,))

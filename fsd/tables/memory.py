@@ -50,7 +50,7 @@ def pairs_of(
 def share_of(o:Run, term:str='global')->float:
     "What a term is of the student's gradient, percent, mean over what the training measured; `nan` if that is nothing."
     measured = [look['shares'] for look in o.record.get('shares', ()) if look['step']>0]
-    parts = [100*p[term]['norm']/total for p in measured if (total := sum(q['norm'] for q in p.values()))]
+    parts = [100*p[term]['norm']/total for p in measured if term in p and (total := sum(q['norm'] for q in p.values()))]
     return np.mean(parts) if parts else np.nan
 
 # %% ../../nbs/tables/memory.ipynb #7b00000b
