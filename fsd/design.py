@@ -97,8 +97,9 @@ def find_data(self:Design,
     if s.task in task_names:
         if _in_memory(data) or Path(s.data).is_file(): check_name(s.task)
         return load(s.task, s.data, s.partial)
-    if s.task in (*methods, *jobs, 'demo'): raise ValueError(f"task={s.task!r} is a name in settings.ini that is no task's; "
-                                                     "give your own another, such as 'mine'")
+    if s.task in (*methods, *jobs, 'demo'):
+        what = 'a method' if s.task in methods else "a name in settings.ini that is no task's"
+        raise ValueError(f"task={s.task!r} is {what}; give your own task another name, such as 'my_task'")
     if isinstance(data, OwnData): return self._as_said(data)
     how = said_of_own(s) | dict(unlabelled=unlabelled)
     try: return own_data(s.data if data is None else data, s.task, **how)

@@ -435,7 +435,7 @@ WRONG = {
     "unknown metric 'acuracy'; did you mean 'accuracy'?":dict(task='mine', data=str(example), metric='acuracy'),
     "x.csv is not there":dict(task='mine', data='x.csv'),
     "'rte' is a task of GLUE; give your own another name":dict(task='rte', data=str(example)),
-    "task='fsd' is a name in settings.ini that is no task's":dict(task='fsd', data=str(example)),
+    "task='fsd' is a method; give your own task another name, such as 'my_task'":dict(task='fsd', data=str(example)),
     "task='squad' is a name in settings.ini that is no task's":dict(task='squad', data=str(example)),
     "a task called '../x'":dict(task='../x', data=str(example)),
     "text='sentence' is for data of your own, and rte is a task of GLUE":dict(task='rte', data='demo', text='sentence')}
