@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
            'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'Checked', 'pushing',
-           'Pushes']
+           'Pushes', 'check_finished', 'WholeStudent']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
@@ -20,7 +20,7 @@ from .glue import hub_says
 from .settings import Knobs, Settings
 from .values import allowed
 from .rows import collate, tokens
-from .blocks import check_length, depth, positions
+from .blocks import check_length, depth, plain, positions
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
 from .methods import Objective, check_shows, one_each
@@ -278,3 +278,23 @@ class Pushes:
         with self._pushing(): return super().init_hf_repo(*args, **kwargs)
     def push_to_hub(self, *args, **kwargs):
         with self._pushing(): return super().push_to_hub(*args, **kwargs)
+
+# %% ../nbs/10_given.ipynb #whole002
+def check_finished(model:nn.Module):
+    "A `ValueError` for a student that still has its compactors."
+    if hasattr(plain(model), 'selection'):
+        raise ValueError('this student still has its compactors, without which it would load as another; '
+                         'w.finish().save_pretrained(folder) saves the small model, w being its `Inheritance`')
+
+class WholeStudent:
+    "A `Trainer` that saves what loads as it was, and keeps the columns that its teacher reads."
+    def save_model(self, output_dir=None, _internal_call=False):
+        if not _internal_call: check_finished(self.model) # checkpoints are to go on from
+        super().save_model(output_dir, _internal_call)
+    def push_to_hub(self, *args, **kwargs):
+        check_finished(self.model)
+        return super().push_to_hub(*args, **kwargs)
+    def _set_signature_columns_if_needed(self):
+        super()._set_signature_columns_if_needed()
+        more = ('idx',) if self.teacher is None else ('idx','token_type_ids') # kept features are found by `idx`
+        self._signature_columns += [k for k in more if k not in self._signature_columns]

@@ -54,6 +54,11 @@ def check_folder(path:Path|str)->Path:
     there = {'config.json':(path/'config.json').is_file(), 'model.safetensors or pytorch_model.bin':weights}
     lacks = [what for what,found in there.items() if not found]
     if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}{_of_run(path)}")
+    index = path/('model.safetensors.index.json' if weights[0].suffix=='.safetensors' else 'pytorch_model.bin.index.json')
+    parts = {*read_json(index)['weight_map'].values()} if index.is_file() else set()
+    if gone := sorted(parts-{f.name for f in weights}):
+        raise ValueError(f'{path} lacks {len(gone)} of its {len(parts)} weight files, the first {gone[0]}; '
+                         'copy or download the model again')
     for f in weights:
         try: _open(f)
         except pickle.UnpicklingError:

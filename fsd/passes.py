@@ -113,9 +113,11 @@ def still(model:nn.Module):
             m._modules.update(inner)
             if kind is not None: m.attention_type = kind
 
+_read_of_batches = ('input_ids','attention_mask','token_type_ids','position_ids','global_attention_mask')
+
 def _inputs(model:nn.Module, batch:Mapping)->dict:
     known = inspect.signature(plain(model).forward).parameters
-    return {k:v for k,v in batch.items() if k in known and k in ('input_ids','attention_mask','token_type_ids')}
+    return {k:v for k,v in batch.items() if k in known and k in _read_of_batches}
 
 # %% ../nbs/04_passes.ipynb #b2be1ac8
 def made_up(
@@ -201,7 +203,9 @@ def token_read(
 # %% ../nbs/04_passes.ipynb #50b98af1
 def _read_by_head(h:Tensor, mask:Tensor, which:str)->Tensor: # (N, D)
     if which=='first': return h[:,0]
-    if which=='last': return h[torch.arange(len(h), device=h.device), mask.sum(1)-1]
+    if which=='last':
+        at = (mask.long()*torch.arange(1, mask.shape[1]+1, device=mask.device)).argmax(1) # padded at either end
+        return h[torch.arange(len(h), device=h.device), at]
     return h.masked_fill(~mask[...,None], 0).sum(1) / mask.sum(1, keepdim=True)
 
 # %% ../nbs/04_passes.ipynb #5c2952dc

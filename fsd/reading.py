@@ -6,7 +6,7 @@
 __all__ = ['load_reader', 'window_logits', 'Reading', 'score_table', 'beside_gold']
 
 # %% ../nbs/16_reading.ipynb #61944589
-import html, re
+import html
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -33,9 +33,10 @@ def _built_like_bert(config)->bool:
     writes = getattr(config, 'is_encoder_decoder', False) or getattr(config, 'is_decoder', False)
     return not writes and type(config) in MODEL_FOR_QUESTION_ANSWERING_MAPPING
 
-def _check_whole(model, kind:str, info:dict):
-    "A `ValueError` unless the files of `model` had all weights of an encoder, in its shapes."
-    if lost := sorted(k for k in info['missing_keys'] if re.search(r'\.(embeddings|layer)\.', k)):
+def _check_whole(model, m:PreTrainedModel, info:dict):
+    "A `ValueError` unless the files of `model` had all weights of the encoder of `m`, in its shapes."
+    kind,base = m.config.model_type,f'{m.base_model_prefix}.'
+    if lost := sorted(k for k in info['missing_keys'] if k.startswith(base) and '.pooler.' not in k):
         raise ValueError(f'{model} lacks {len(lost)} weights of a {kind} encoder, the first {lost[0]}; '
                          'is it a whole model?')
     if odd := sorted(info['mismatched_keys']):
@@ -55,7 +56,7 @@ def load_reader(
         torch.manual_seed(seed)
         m,info = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
     if not hasattr(m.base_model, 'embeddings'): raise other
-    _check_whole(model, m.config.model_type, info)
+    _check_whole(model, m, info)
     return m.eval()
 
 # %% ../nbs/16_reading.ipynb #bdbd7977

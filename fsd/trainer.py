@@ -33,11 +33,11 @@ from .processes import by_first, met
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, Pushes, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
+from .given import (Checked, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
                        check_memory, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class DistillationTrainer(Pushes, Trainer):
+class DistillationTrainer(Pushes, WholeStudent, Trainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher's folder is read in float32 whatever its files hold; a model is run in the precision that it has, and half
@@ -374,13 +374,6 @@ def _go_back(self:DistillationTrainer, step, epoch, schedule, rates, scale):
     self.lr_scheduler.load_state_dict(schedule)
     for g,lr in zip(inner(self.optimizer).param_groups, rates): g['lr'] = lr
     if scaler: scaler.load_state_dict(scaler.state_dict() | dict(scale=scale.item()))
-
-# %% ../nbs/10_trainer.ipynb #9b64e2f7
-@patch
-def _set_signature_columns_if_needed(self:DistillationTrainer):
-    "`idx`, by which kept features are found, is no unused column."
-    super(DistillationTrainer, self)._set_signature_columns_if_needed()
-    if 'idx' not in self._signature_columns: self._signature_columns.append('idx')
 
 # %% ../nbs/10_trainer.ipynb #b1f37f87
 @patch

@@ -230,3 +230,41 @@ def test_deberta_v3_as_it_comes_from_the_hub(tmp_path):
     tokenizer.save_pretrained(tmp_path/'saved')
     model.save_pretrained(tmp_path/'saved')
     assert (tmp_path/'saved'/'tokenizer.json').is_file() and load_tokenizer(tmp_path/'saved')(text)==tokenizer(text)
+
+def test_the_columns_that_the_teacher_reads_stay_though_the_student_reads_fewer(tmp_path):
+    from conftest import little
+    from datasets import Dataset
+    from fsd import DistillationConfig, DistillationTrainer
+    from transformers import DistilBertConfig, DistilBertForSequenceClassification
+    student = DistilBertForSequenceClassification(DistilBertConfig(vocab_size=60, dim=16, hidden_dim=32, n_layers=2, n_heads=2, max_position_embeddings=16))
+    rows = Dataset.from_dict(dict(input_ids=[[5,6,7,8]]*8, attention_mask=[[1]*4]*8, token_type_ids=[[0,0,1,1]]*8, labels=[0,1]*4, text=['x']*8))
+    args = DistillationConfig(tmp_path/'out', max_steps=1, per_device_train_batch_size=4, max_length=16, use_cpu=True, disable_tqdm=True, report_to='none', remove_unused_columns=True)
+    trainer = DistillationTrainer(student, little(4), args, 'vkd', train_dataset=rows)
+    batch = next(iter(trainer.get_train_dataloader()))
+    assert batch['token_type_ids'].tolist()==[[0,0,1,1]]*4
+    trainer.train()
+
+def test_the_last_token_is_found_whichever_end_is_padded():
+    from fsd.passes import forward
+    from transformers import GPT2Config, GPT2ForSequenceClassification
+    torch.manual_seed(0)
+    m = GPT2ForSequenceClassification(GPT2Config(vocab_size=60, n_embd=16, n_layer=2, n_head=2, n_positions=16, pad_token_id=0)).eval()
+    batch = dict(input_ids=torch.tensor([[0,0,5,6,7],[5,6,7,8,9],[5,6,7,0,0]]), attention_mask=torch.tensor([[0,0,1,1,1],[1]*5,[1,1,1,0,0]]))
+    f = forward(m, batch, {('cls',2)})
+    assert torch.allclose(m.score(m.transformer.ln_f(f.cls[2])), f.logits, atol=1e-6)
+
+def test_positions_that_a_collator_gives_are_read():
+    from conftest import little
+    from fsd.passes import forward
+    m = little(2)
+    batch = dict(input_ids=torch.tensor([[5,6,7,8]]), attention_mask=torch.ones(1, 4, dtype=torch.long), position_ids=torch.tensor([[3,2,1,0]]))
+    assert torch.equal(forward(m, batch).logits, m(**batch).logits)
+
+def test_a_folder_that_lacks_one_of_its_files_of_weights_is_refused(tmp_path):
+    from conftest import little
+    from fsd.models import check_folder
+    little(4).save_pretrained(tmp_path, max_shard_size='10KB')
+    check_folder(tmp_path)
+    one,*rest = sorted(tmp_path.glob('*.safetensors'))
+    one.unlink()
+    with pytest.raises(ValueError, match=f'lacks 1 of its {len(rest)+1} weight files, the first {one.name}'): check_folder(tmp_path)

@@ -386,3 +386,13 @@ def test_predictions_are_shown_as_text():
     shown = beside_gold({'q0':'<b>anna', 'q1':''}, rows)
     assert '&lt;i&gt;who' in shown and '<u>anna</u>' in shown.replace('<b>', '').replace('</b>', '') and '(no answer)' in shown and '& graz' not in shown
     with pytest.raises(ValueError, match='no prediction for q1'): beside_gold({'q0':''}, rows)
+
+def test_a_reader_that_lacks_blocks_is_refused_whatever_they_are_called(tmp_path):
+    import json
+    from fsd.reading import load_reader
+    from transformers import ModernBertConfig, ModernBertModel
+    ModernBertModel(ModernBertConfig(vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16, pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2)).save_pretrained(tmp_path)
+    load_reader(tmp_path)
+    c = json.loads((tmp_path/'config.json').read_text())
+    (tmp_path/'config.json').write_text(json.dumps({k:v for k,v in c.items() if k!='layer_types'} | dict(num_hidden_layers=4)))
+    with pytest.raises(ValueError, match='lacks .* weights of a modernbert encoder'): load_reader(tmp_path)

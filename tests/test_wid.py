@@ -389,3 +389,14 @@ def test_a_corpus_that_cannot_be_meant_is_named(tmp_path, name, text, message):
     (tmp_path/name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError) as e: read_corpus(str(tmp_path/name), 1)
     assert message in str(e.value) and name in str(e.value)
+
+def test_a_student_with_its_compactors_is_not_saved_as_another(tmp_path):
+    from fsd import DistillationConfig, DistillationTrainer, Inheritance
+    from conftest import little, sentences
+    teacher = little(4)
+    w = Inheritance(teacher)
+    args = DistillationConfig(tmp_path/'out', max_steps=2, per_device_train_batch_size=4, max_length=16, use_cpu=True, disable_tqdm=True, report_to='none')
+    trainer = DistillationTrainer(w.model, teacher, args, 'wid', train_dataset=sentences(8), callbacks=[w], parameter_groups=w.parameter_groups)
+    trainer.train()
+    with pytest.raises(ValueError, match=r'still has its compactors.*w.finish\(\).save_pretrained'): trainer.save_model(tmp_path/'student')
+    assert not (tmp_path/'student').exists()
