@@ -1402,6 +1402,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'fsd.tables.cost.relative': ('tables/table8_cost.html#relative', 'fsd/tables/cost.py'),
                                  'fsd.tables.cost.speeds': ('tables/table8_cost.html#speeds', 'fsd/tables/cost.py')},
             'fsd.tables.estimator': { 'fsd.tables.estimator._between': ('tables/estimator.html#_between', 'fsd/tables/estimator.py'),
+                                      'fsd.tables.estimator._by_teacher': ('tables/estimator.html#_by_teacher', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator._clear': ('tables/estimator.html#_clear', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator._set': ('tables/estimator.html#_set', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.answers': ('tables/estimator.html#answers', 'fsd/tables/estimator.py'),
