@@ -37,11 +37,11 @@ def losses(
     return pd.DataFrame(dict(ours=d.mean(), se=d.sem(), seeds=d.count()))
 
 # %% ../../nbs/tables/table4_ablation.ipynb #4a4731d9
-def _averages(part:pd.DataFrame)->pd.DataFrame:
-    "Two last rows for one variant: over all 13 numbers, and over those that were run."
-    run,hole = part.ours.notna(),dict(se=np.nan, seeds=np.nan)
+def _averages(part:pd.DataFrame, run:pd.Series)->pd.DataFrame:
+    "Two last rows for one variant: over all 13 numbers, and over those that were run of all variants."
+    hole = dict(se=np.nan, seeds=np.nan)
     rows = {('average','13 numbers'): dict(ours=part.ours.mean(skipna=False), **hole, paper=part.paper.mean()),
-            ('average','those run'): dict(ours=part.ours.mean(), **hole, paper=part.paper[run].mean())}
+            ('average','run of all'): dict(ours=part.ours[run].mean(), **hole, paper=part.paper[run].mean())}
     return pd.DataFrame(rows).T
 
 def make(
@@ -50,7 +50,8 @@ def make(
     "Table 4, ours beside the paper's."
     tidy,paper = scores(comparable(found)),paper_losses()
     parts = {v:losses(tidy, v).reindex(paper.index).assign(paper=paper[v]) for v in variants}
-    out = pd.concat({v:pd.concat([o, _averages(o)]) for v,o in parts.items()}, axis=1)
+    run = pd.DataFrame({v:o.ours.notna() for v,o in parts.items() if o.ours.notna().any()}, paper.index).all(axis=1)
+    out = pd.concat({v:pd.concat([o, _averages(o, run)]) for v,o in parts.items()}, axis=1)
     for v in variants: out[v,'seeds'] = out[v,'seeds'].astype('Int64')
     return out.rename_axis(['task','metric'])
 

@@ -84,7 +84,9 @@ def make(
 
 # %% ../../nbs/tables/structure.ipynb #60000015
 _names = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by CKA without its bias',
-          'agreement':'agreement with the teacher'}
+          'agreement':'agreement with the teacher',
+          **{f'{p}, {q}':f'nearness by {v} {w}' for p,w in (('inter','between examples'),('intra','inside an example'))
+             for q,v in (('euclid','distances'),('cosine','angles'))}}
 
 def seen(
     table:pd.DataFrame, # From `make`

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'places', 'mute', 'each', 'graded', 'verdict', 'beside', 'leads', 'around', 'others', 'parts', 'linked',
-           'by_rate', 'learning', 'remembered', 'features', 'claims_told', 'premise']
+           'by_rate', 'learning', 'remembered', 'estimated', 'features', 'claims_told', 'premise']
 
 # %% ../../nbs/tables/told.ipynb #7c000004
 from collections.abc import Iterable
@@ -135,8 +135,8 @@ def leads(
     if rival: said.append(f"{beside(place, 'fsd', rival)}, {place.best_words()}")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
-        said[-1] += (f', which is not clear over seeds: with {each(n)} only a true lead of {seen:.1f} points or more '
-                     'would be found clear, four times in five')
+        said[-1] += (f', which is not clear over seeds: with {each(n)} only a true lead of about {seen:.1f} points or more '
+                     'would be found clear among all claims, four times in five')
     elif n and n<3: said[-1] += f', which {each(n)} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
@@ -223,12 +223,25 @@ def remembered(
              f'what it changes in the logits is {little} of what another seed changes')
     def seeds(r):
         return f'± {r.se:.1f} of standard error, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
-    def gain(method, r): return f"`{method}` at {r['share']:.0f} % {r.gain:+.1f} over `{r.without}` ({seeds(r)})"
+    def alike(r): return f" at the same rate and weight of the labels, {r.score-r.gain:.1f}"*(r.without=='vkd')
+    def gain(method, r):
+        return f"`{method}` at {r['share']:.0f} % {r.gain:+.1f} over `{r.without}`{alike(r)} ({seeds(r)})"
     shares = {}
     for k,t,method,w,cka,r in rows:
         if 'share' in w: shares.setdefault(f'{cka}, on {place(k, t)}', []).append(gain(method, r))
     more = [f'with a share of the gradient, {where}, points are: {joined(of)}' for where,of in shares.items()]
     return '; '.join([start, *more])+'.'
+
+# %% ../../nbs/tables/told.ipynb #7c000022
+def estimated(
+    lines:dict[tuple[str,str],list[str]], # (encoder, task) to what `fsd.tables.estimator.lines` says
+    links:dict[str,str]={}, # Encoder to where its table is
+)->str: # Empty if nothing was compared
+    "What CKA without its bias, padding, and each structure change."
+    def one(k, t, said):
+        place = Place(k, t, [])
+        return f'On {linked(place, links)}, in points of {place.metric}, {"; ".join(said)}.'
+    return ' '.join(one(*who, said) for who,said in lines.items() if said)
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
 _near = {'CKA, debiased':('debiased CKA','')} | {
@@ -261,7 +274,7 @@ def claims_told(
     of_paper = claimed[claimed.claimed.astype(bool)]
     if not len(of_paper): return ''
     n,yes = of_paper.verdict.value_counts(),of_paper[of_paper.verdict=='supported']
-    own = ' (biased CKA, which `fsd` trains, beside `nods`, `vkd` and `pkd`)' if {*yes.what}=={'CKA, biased'} else ''
+    own = ' (biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run)' if {*yes.what}=={'CKA, biased'} else ''
     few = int(sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided'])))
     if n.get('too few seeds', 0)==len(of_paper):
         return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
@@ -277,8 +290,8 @@ def premise(
     links:dict[str,str]={}, # Encoder to where its table is
 )->str: # Empty if no place has enough methods
     "Where the score clearly goes with nearness of features, or with agreement of the answers, and where not."
-    about = {'CKA, biased':'nearness by CKA', 'CKA, debiased':'nearness by debiased CKA',
-             'agreement':'agreement with the teacher'}
+    about = {'CKA, biased':'nearness by CKA', 'agreement':'agreement with the teacher',
+             **{k:f'nearness by {v}{w}' for k,(v,w) in _near.items()}}
     asked = [(Place(k, t, []), about[m], r) for k,table in tables.items() for (t,m),r in table.iterrows()
              if m in about and not np.isnan(r.rho)]
     if not asked: return ''
@@ -288,7 +301,7 @@ def premise(
     def one(p, r): return f'{linked(p, links)} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})'
     said = '; '.join(f'{w} on {joined(one(*o) for o in of)}' for w,of in clear.items())
     if not clear:
-        return f'Over the students of a place the score clearly goes neither with {" nor with ".join(about.values())}.'
+        return 'Over the students of a place the score clearly goes neither with nearness of features nor with agreement.'
     open_ = len(asked)>sum(map(len, clear.values()))
-    rest = f'; of {counted(len(asked), "question")} by CKA and agreement, the others are not clear' if open_ else ''
+    rest = f'; of {counted(len(asked), "question")} of this kind, the others are not clear' if open_ else ''
     return f'Over the students of a place the score goes, by rank correlation and 95 %, {said}{rest}.'
