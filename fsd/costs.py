@@ -56,9 +56,12 @@ def pace(run:runs.Run)->float|None:
     return seconds/steps if seconds and steps else None
 
 # %% ../nbs/19_costs.ipynb #46b5f927
-def on_this_device(run:runs.Run)->bool:
+def on_this_device(
+    run:runs.Run,
+    here:dict|None=None, # What `environment` says; asked for if None
+)->bool:
     "Whether a run was made on a device like this one."
-    here,there = environment(),run.record['environment']
+    here,there = here or environment(),run.record['environment']
     return all(there.get(k, here[k])==here[k] for k in ('device','capability'))
 
 def measured(
@@ -67,11 +70,11 @@ def measured(
     padding:str|None=None, # For methods that read it; any if None
 )->list[tuple[str,str,float]]: # Task, method, seconds per step
     "How fast the finished students of `model` learned on this device, from their records."
-    found = []
+    here,found = environment(),[]
     for o in runs.find(kind=None):
         s = o.record['settings']
         same = o.method in known_methods and o.model==model and s['precision']==precision
-        if not same or not on_this_device(o): continue
+        if not same or not on_this_device(o, here): continue
         if padding and 'padding' in reads(o.method) and s['padding']!=padding: continue
         if each := pace(o): found.append((o.task, o.method, each))
     return found

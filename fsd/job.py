@@ -332,8 +332,9 @@ def run(self:Job)->runs.Run:
 @patch
 def _run(self:Job)->runs.Run:
     if by_first(lambda: self.done() is not None):
-        print(f'found the finished run in {shown(self.done().folder)}; remove that folder to run again', flush=True)
-        return self.done()
+        run = self.done()
+        print(f'found the finished run in {shown(run.folder)}; remove that folder to run again', flush=True)
+        return run
     if self.share(): return self.done()
     file = f'{shown(self.folder)}/run.json'
     if (self.folder/'run.json').exists():
