@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['bert_base', 'check_folder', 'check_vocabulary', 'ModelPath', 'packaged', 'from_hub', 'find_model', 'model_name',
-           'small_for', 'hub_name', 'quiet', 'load_config', 'load_teacher', 'load_tokenizer', 'check_words',
-           'model_fingerprint', 'weights_of', 'weights_fingerprint', 'sketch', 'student_of']
+           'small_for', 'hub_name', 'quiet', 'check_whole', 'load_config', 'load_teacher', 'load_tokenizer',
+           'check_words', 'model_fingerprint', 'weights_of', 'weights_fingerprint', 'sketch', 'student_of']
 
 # %% ../nbs/04_models.ipynb #bcd778cd
 import copy, hashlib, importlib.util, inspect, json, os, pickle, re, shutil, tempfile, zipfile
@@ -54,7 +54,8 @@ def check_folder(path:Path|str)->Path:
     there = {'config.json':(path/'config.json').is_file(), 'model.safetensors or pytorch_model.bin':weights}
     lacks = [what for what,found in there.items() if not found]
     if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}{_of_run(path)}")
-    index = path/('model.safetensors.index.json' if weights[0].suffix=='.safetensors' else 'pytorch_model.bin.index.json')
+    whole = 'model.safetensors' if weights[0].suffix=='.safetensors' else 'pytorch_model.bin'
+    index = path/f'{whole}.index.json'
     parts = {*read_json(index)['weight_map'].values()} if index.is_file() else set()
     if gone := sorted(parts-{f.name for f in weights}):
         raise ValueError(f'{path} lacks {len(gone)} of its {len(parts)} weight files, the first {gone[0]}; '
@@ -189,6 +190,18 @@ def quiet():
         logging.set_verbosity(level)
         if bar: logging.enable_progress_bar()
 
+# %% ../nbs/04_models.ipynb #chkwhole
+def check_whole(
+    model:str|Path,    # Whose files were read
+    m:PreTrainedModel, # What came of them
+    info:dict,         # What the loader says of it
+):
+    "A `ValueError` unless the files had all weights of the encoder of `m`; its pooler may be lacking."
+    base = f'{m.base_model_prefix}.'
+    if lost := sorted(k for k in info['missing_keys'] if k.startswith(base) and '.pooler.' not in k):
+        raise ValueError(f'{model} lacks {len(lost)} weights of a {m.config.model_type} encoder, the first {lost[0]}; '
+                         'is it a whole model?')
+
 # %% ../nbs/04_models.ipynb #501ed6e0
 def _head(task:str)->dict:
     "Configuration of a classifier for `task`, in the words of `transformers`."
@@ -233,10 +246,7 @@ def load_teacher(
     with quiet(), seeded(seed):
         m,info = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=torch.float32, output_loading_info=True, **_head(task))
-    if lost := sorted(k for k in info['missing_keys']
-                      if k.startswith(f'{m.base_model_prefix}.') and '.pooler.' not in k):
-        raise ValueError(f'{model} lacks {len(lost)} weights of a {config.model_type} encoder, the first {lost[0]}; '
-                         'is it a whole model?')
+    check_whole(model, m, info)
     return m
 
 # %% ../nbs/04_models.ipynb #b241cce3
@@ -330,9 +340,8 @@ def _fingerprint_of(model, files:tuple): return model_fingerprint(model)
 
 def weights_of(model:str|Path)->str:
     "`model_fingerprint`, computed again only where a file is new, or has another size or time."
-    files = (f for f in sorted(_folder(model).iterdir()) if f.is_file())
-    return _fingerprint_of(model, tuple((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files))
-
+    there = ((f.name, f.stat()) for f in sorted(_folder(model).iterdir()) if f.is_file())
+    return _fingerprint_of(model, tuple((name, s.st_size, s.st_mtime_ns) for name,s in there))
 
 # %% ../nbs/04_models.ipynb #1dec8e47
 def weights_fingerprint(model:PreTrainedModel)->str:

@@ -21,7 +21,7 @@ from . import runs
 from .job import Job, SoundTrainer, once
 from .kept import fingerprint, read_json, write_json
 from .blocks import check_length
-from .models import check_folder, check_words, load_tokenizer, model_fingerprint, quiet
+from .models import check_folder, check_whole, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import SquadSettings, beside
 from .squad import exact_match, gold_texts, load_squad, squad_scores, tasks, token_f1
 from .tasks import counted
@@ -35,10 +35,7 @@ def _built_like_bert(config)->bool:
 
 def _check_whole(model, m:PreTrainedModel, info:dict):
     "A `ValueError` unless the files of `model` had all weights of the encoder of `m`, in its shapes."
-    kind,base = m.config.model_type,f'{m.base_model_prefix}.'
-    if lost := sorted(k for k in info['missing_keys'] if k.startswith(base) and '.pooler.' not in k):
-        raise ValueError(f'{model} lacks {len(lost)} weights of a {kind} encoder, the first {lost[0]}; '
-                         'is it a whole model?')
+    check_whole(model, m, info)
     if odd := sorted(info['mismatched_keys']):
         raise ValueError(f'{model}: weights of another shape, the first {odd[0]}')
 
