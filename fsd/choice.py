@@ -77,7 +77,6 @@ def _simple(stages:tuple[Stage,...])->tuple[Stage,...]:
         if s.grid or s.start or s.method in {o.method for o in stages[:i]}:
             raise ValueError(f"the stage {s.name!r} chooses settings of {s.method}, which is for `Sweep`; "
                              "a choice compares methods, each with one setting")
-        if len({*s.seeds})<len(s.seeds): raise ValueError(f"seeds {', '.join(map(str, s.seeds))}: one of them stands twice")
     return stages
 
 class Choice:
@@ -105,7 +104,8 @@ class Choice:
             except ValueError as e:
                 if asked or s.method=='nods': raise
                 self.out[s.method] = str(e)
-        if not self.planned: raise ValueError(f"no method of the preset can run: {'; '.join(map(': '.join, self.out.items()))}")
+        if not self.planned:
+            raise ValueError(f"no method of the preset can run: {'; '.join(map(': '.join, self.out.items()))}")
         self.model,self.split = self.planned[0].name,'holdout' if held else self.planned[0].dev[0]
 
 # %% ../nbs/18_choice.ipynb #cho00015

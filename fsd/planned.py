@@ -48,7 +48,9 @@ def seeds_of(seeds:int|str|tuple|list|None)->tuple|None:
     if isinstance(seeds, str) and len(words := seeds.replace(',', ' ').split())>1: seeds = words
     if isinstance(seeds, str) or not hasattr(seeds, '__iter__'):
         return tuple(range(allowed('seeds', int, seeds, _count)))
-    if found := tuple(parse('seeds', int, o) for o in seeds): return found
+    found = tuple(parse('seeds', int, o) for o in seeds)
+    if len({*found})<len(found): raise ValueError(f"seeds {', '.join(map(str, found))}: one of them stands twice")
+    if found: return found
     raise ValueError(f"seeds={seeds!r} names none; leave it out for the preset's own")
 
 # %% ../nbs/19_planned.ipynb #45bf5090
