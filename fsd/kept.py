@@ -96,8 +96,10 @@ def made_of(f)->tuple[list,list]:
             left += [v for v in vars(o).values() if hasattr(v, '__code__') or isinstance(v, (int,float))]
         elif hasattr(o, '__code__'):
             functions[id(o)] = o
-            left += [*(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values(), *(c.cell_contents for c in o.__closure__ or ())]
-        else: values.append(repr(o) if isinstance(o, (str,int,float,tuple,type(None))) else getattr(o, '__name__', type(o).__name__))
+            left += [*(o.__defaults__ or ()), *(o.__kwdefaults__ or {}).values()]
+            left += [c.cell_contents for c in o.__closure__ or ()]
+        elif isinstance(o, (str,int,float,tuple,type(None))): values.append(repr(o))
+        else: values.append(getattr(o, '__name__', type(o).__name__))
     return list(functions.values()), values
 
 def made_here(f)->bool:

@@ -35,7 +35,7 @@ def held_out(
     seed:int=0, # Another seed, other rows
     by_class:bool=True, # Are labels classes?
 )->np.ndarray: # Whether each row is held out, (n,)
-    "Which rows are for judging, equal texts together. Of each class that has two texts, at least one is, and one is not."
+    "Which rows are for judging, equal texts together. Of a class of two texts at least one is, and one is not."
     if not 0<share<1: raise ValueError(f"share={share} of the rows to be held out must be above 0 and below 1")
     drawn = [hashlib.sha256(json.dumps([seed, *t]).encode()).hexdigest() for t in _said(rows)]
     label = pd.Series(rows['label'].tolist() if by_class else 0, drawn).groupby(level=0).min()
@@ -292,7 +292,8 @@ def _split(rows, names, share, seed):
                          "give a file for it, or share=.2 to hold out a fifth")
     out = held_out(rows, .2 if share is None else share, seed, bool(names))
     if not out.any():
-        raise ValueError(f"{rows['at'].iloc[0]}: no class has two different texts, so none can be held out for validation")
+        raise ValueError(f"{rows['at'].iloc[0]}: no class has two different texts, so none can be held out "
+                         "for validation")
     return rows.assign(split=np.where(out, 'validation', 'train'))
 
 # %% ../nbs/02_own.ipynb #44356d93

@@ -294,7 +294,7 @@ def visible(
     level:float=.05,    # Two-sided
     power:float=.8,
 )->float: # In the unit of `se`; `nan` where there is no spread
-    "The smallest difference that a t-test at this level finds with the probability `power`; of Welch's with few seeds, nearly."
+    "The smallest difference that a t-test at this level finds with the probability `power`; Welch's with few seeds, nearly."
     from scipy.special import nctdtrinc, stdtrit # as in `welch`
     if not se>0: return np.nan
     df = min(df, 1e9)

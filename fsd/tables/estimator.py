@@ -31,14 +31,14 @@ def both(
     return [o for each in found for o in each if o.method in forms]
 
 # %% ../../nbs/tables/estimator.ipynb #65000008
-def _set(o:Run)->tuple: return o.record['settings']['padding'], bool(o.record['settings'].get('debiased', False))
+def _way(o:Run)->tuple: return o.record['settings']['padding'], bool(o.record['settings'].get('debiased', False))
 
 def tidied(found:Iterable[Run])->pd.DataFrame: # Columns task, metric, method, teacher, seed, way, percent, teacher's
     "The dev scores of FSD's forms, by which teacher, and which way CKA was taken."
     found = comparable([o for o in found if o.method in forms], ('padding','debiased','teacher_seed'))
     def one(o):
         theirs = {k:100*v for k,v in by_metric(o.teacher).items()}
-        own = scores([o]).assign(way=[_set(o)]*len(theirs), teacher=o.record['settings']['teacher_seed'])
+        own = scores([o]).assign(way=[_way(o)]*len(theirs), teacher=o.record['settings']['teacher_seed'])
         return own.assign(**{"teacher's":own.metric.map(theirs)})
     columns = ['task','metric','method','teacher','seed','way','percent',"teacher's"]
     return pd.concat([pd.DataFrame(columns=columns), *map(one, found)])[columns]
@@ -122,7 +122,7 @@ def lines(
     found:Iterable[Run], # As from `both`
     task:str,
 )->list[str]: # A line for each question that has pairs; none without a debiased run beside a biased one
-    "What one sees of the four questions, in words: points of the task's first metric ± standard error."
+    "What one sees of the questions, in words: points of the task's first metric ± standard error."
     a = answers(sides(found, task)).query('pairs>0')
     def line(question, own):
         pairs = _between(own.pairs, '.0f')

@@ -47,8 +47,8 @@ def lead(
 # %% ../../nbs/tables/one_rate.ipynb #7a00000b
 def moved(usual:list[Run], one:list[Run])->float: # Points; `nan` without a seed that both have
     "How the score changes with the rate, over the seeds of both."
-    a,b = ({o.seed:first_score(o) for o in of} for of in (usual, one))
-    return float(np.mean([b[s]-a[s] for s in a.keys()&b.keys()])) if a.keys()&b.keys() else np.nan
+    a,b = (pd.Series({o.seed:first_score(o) for o in of}, dtype=float) for of in (usual, one))
+    return (b-a).mean()
 
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`, `also=('lr',)`; maybe none

@@ -18,6 +18,7 @@ from ..significance import baselines, informative
 from .ablation import variants
 from .memory import of_seed
 from .one_rate import compared, lead, over
+from .structure import relations
 from ..tasks import by_metric, counted, joined, metric_word, tasks
 
 # %% ../../nbs/tables/told.ipynb #7c000007
@@ -244,9 +245,7 @@ def estimated(
     return ' '.join(one(*who, said) for who,said in lines.items() if said)
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
-_near = {'CKA, debiased':('debiased CKA','')} | {
-    f'{p}, {q}':(v,f' {w}') for p,w in (('intra','inside an example'),('inter','between examples'))
-    for q,v in (('euclid','distances'),('cosine','angles'))}
+_near = {'CKA, debiased':('debiased CKA',''), **{k:(v,f' {w}') for k,(v,w) in relations.items()}}
 
 def _by_what(whats:Iterable[str])->str:
     "Measures in words, those of one kind together."
@@ -274,7 +273,8 @@ def claims_told(
     of_paper = claimed[claimed.claimed.astype(bool)]
     if not len(of_paper): return ''
     n,yes = of_paper.verdict.value_counts(),of_paper[of_paper.verdict=='supported']
-    own = ' (biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run)' if {*yes.what}=={'CKA, biased'} else ''
+    own = ' (biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run)'
+    own *= {*yes.what}=={'CKA, biased'}
     few = int(sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided'])))
     if n.get('too few seeds', 0)==len(of_paper):
         return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
