@@ -20,9 +20,9 @@ from .demo import demo_rows
 from .job import Job, NonFinite, SoundTrainer, once
 from .kept import fingerprint, read_json, shown, write_json
 from .machine import environment
-from .anatomy import anatomy_of, parts
+from .anatomy import parts
 from .blocks import plain, positions
-from .models import check_words, load_tokenizer, model_fingerprint, quiet
+from .models import check_whole, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import CompressionSettings
 from .tasks import tasks
 from .compactors import wid_config, wid_size
@@ -231,12 +231,9 @@ def read_teacher(self:Compression):
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(self.settings.seed) # of a fresh head
         self.teacher,info = AutoModelForMaskedLM.from_pretrained(self.source, **how)
-    lost,base = sorted(info['missing_keys']),f'{self.teacher.base_model_prefix}.'
-    if gone := [k for k in lost if k.startswith(base)]:
-        raise ValueError(f'{self.source} lacks {len(gone)} weights of {anatomy_of(self.config).one}, the first {gone[0]}; '
-                         'is it a whole model?')
+    check_whole(self.source, self.teacher, info)
     self.teacher.to(self.device).eval()
-    self.fresh = tuple(dict.fromkeys(k.partition('.')[0]+'.' for k in lost))
+    self.fresh = tuple(dict.fromkeys(k.partition('.')[0]+'.' for k in sorted(info['missing_keys'])))
 
 # %% ../nbs/11_compress.ipynb #1d58de26
 # what they were before they could be set

@@ -14,11 +14,11 @@ import torch
 from fastcore.basics import patch
 from .clusters import check_budget
 from .glue import GlueData, content, load, stands_in
+from .job import once
 from .roles import Roles
-from .kept import code_of, made_here, whole_code
 from .machine import processes as started
 from .processes import launch, options_of, share_of
-from .methods import Objective, check_shows, find_method, find_term, methods, reads
+from .methods import Objective, check_shows, find_method, find_term, methods, own_code, reads
 from .blocks import cut, depth, positions
 from .models import check_words, load_config, load_teacher, model_name, sketch, small_for, weights_of
 from .teachers import answering
@@ -64,7 +64,8 @@ class Design(Roles):
 def find(self:Design, s:Settings)->tuple:
     "Look for device and models; the names that sections may be called by: the model's, and 'demo' of made-up sentences."
     made_up = s.task in task_names and stands_in(s.task, s.data)
-    return *super(Design, self).find(replace(s, model=small_for(s.model, made_up))), 'demo' if made_up else None
+    name, = super(Design, self).find(replace(s, model=small_for(s.model, made_up)))
+    return None if name in methods else name, 'demo' if made_up else None
 
 def _in_memory(data)->bool: return data is not None and not isinstance(data, (str,os.PathLike))
 
@@ -355,11 +356,9 @@ def _about_memories(self:Design)->dict:
                 **{k:getattr(s,k) for k in ('padding','max_length','precision',*of_memories)}, **self._about_without())
 
 # %% ../nbs/15_design.ipynb #81e2b19d
-@patch
-def _own_terms(self:Design)->dict:
-    "Code of the terms that do not come with `fsd`; nothing where all do."
-    own = {n:f for n in self.weights if not made_here(f := find_term(n).build)}
-    return {'own_terms':{n:whole_code(f) for n,f in own.items()}} if own else {}
+@patch(as_prop=True)
+@once
+def _own_code(self:Design)->dict: return own_code(self.method, self.weights) # as it is when first looked at
 
 # %% ../nbs/15_design.ipynb #b006eb47
 @patch(as_prop=True)
@@ -376,8 +375,8 @@ def _about_students(self:Design)->dict:
     taught = self.needs_teacher or s.student_init=='teacher' or s.teacher # its scores stand in the record
     return dict(data=self.data.fingerprint, **self._about_rows(), student=weights_of(self.student_source),
                 settings=that_matter(s, names),
-                terms={n:code_of(w) if callable(w) else w for n,w in self.weights.items()},
-                **self._own_terms(), **self._about_without(), **({'schedule':schedule} if schedule else {}),
+                terms={n:None if callable(w) else w for n,w in self.weights.items()},
+                **self._own_code, **self._about_without(), **({'schedule':schedule} if schedule else {}),
                 teacher=self._about_teachers() if taught else None,
                 memory=self._about_memories() if self.needs_memory else None)
 

@@ -272,7 +272,9 @@ def made(
 # %% ../nbs/00_settings.ipynb #0ec90adf
 def sections_of(task:str, method:str, model:str|None=None, data:str|None=None)->tuple[str,...]:
     "The sections of `settings.ini` that count when a teacher is distilled, the weakest first."
-    real = task, model, f'{task} {model}', method, f'{method} {task}', f'{method} {model}'
+    if model in (*task_names, 'demo'): model = None # a folder may be called so; the section is not the model's
+    named = task, model, f'{task} {model}', method, f'{method} {task}', f'{method} {model}'
+    real = tuple(s for s in named if s!='demo' and _class_of(s) is Settings)
     return (*real, 'demo', f'demo {model}', f'demo {task}', f'demo {method}') if data=='demo' else real
 
 # %% ../nbs/00_settings.ipynb #621b3f07

@@ -14,6 +14,7 @@ import torch
 from torch import nn, Tensor
 from .losses import flat
 from .settings import Knobs
+from .tasks import unknown
 from .values import Share
 from .forms import float_of, uncast
 
@@ -220,14 +221,23 @@ class Method:
 methods:dict[str,Method] = {}
 
 # %% ../nbs/08_terms.ipynb #ed25de5c
-def weight(formula:str|Callable, knobs:Knobs)->float|Share|Callable:
+def _found(formula:str, said:dict)->float|Share:
+    "What `formula` gives with the values `said`."
+    found = eval(formula, {'__builtins__':{}}, said)
+    if isinstance(found, str) and not isinstance(found, Share): raise TypeError('a sum of shares')
+    return found if isinstance(found, Share) else float(found)
+
+def weight(formula:str|float|Callable, knobs:Knobs)->float|Share|Callable:
     "The number that a `formula` means under `knobs`, or the share; a weight over time stays a function."
     if callable(formula): return formula
     said = {f.name:getattr(knobs,f.name) for f in fields(Knobs)}
-    said |= {k:Share.of(v.share, k) for k,v in said.items() if isinstance(v, Share)}
-    try: found = eval(formula, {'__builtins__':{}}, said)
-    except TypeError: raise ValueError(f'the weight {formula!r} can do no more with a share than multiply it') from None
-    return found if isinstance(found, Share) else float(found)
+    shares = {k:Share.of(v.share, k) for k,v in said.items() if isinstance(v, Share)}
+    try: return _found(str(formula), said|shares)
+    except NameError as e: raise unknown('setting', e.name, said) from None
+    except (TypeError,SyntaxError,ZeroDivisionError) as e:
+        multiplied = any(k in str(formula) for k in shares)
+        why = 'can do no more with a share than multiply it' if multiplied else f'is not a number: {e}'
+        raise ValueError(f'the weight {formula!r} {why}') from None
 
 # %% ../nbs/08_terms.ipynb #856412e4
 soft_labels = {'ce':'alpha', 'kd':'1-alpha'} # what vkd is, and what most methods add to

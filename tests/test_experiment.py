@@ -164,11 +164,11 @@ def test_a_term_of_ones_own_is_known_by_all_that_it_is_made_of(outputs, tiny, mo
         monkeypatch.setitem(terms, 'apart', Term('how far apart', **between_states(loss)))
         monkeypatch.setitem(methods, 'own', Method('a test', 'two terms', {'ce':'1', 'apart':'1'}))
         exp = Experiment('wnli', 'own', **tiny)
-        return exp._own_terms(), exp.determined_by('students')
+        return exp._own_code, exp.determined_by('students')
     def far(h_s, h_t, mask): return (h_s.mean()-h_t.mean()).abs()
     def near(h_s, h_t, mask): return (h_s.var()-h_t.var()).abs()
     assert of(far)==of(far) and of(far)!=of(near) and of(far)[0]
-    assert not any(Experiment('wnli', m, **tiny)._own_terms() for m in methods if m!='own')
+    assert not any(Experiment('wnli', m, **tiny)._own_code for m in methods if m!='own')
 
 def test_a_folder_whose_weights_changed_meanwhile_is_read_again(outputs, model):
     from fsd.models import weights_of
