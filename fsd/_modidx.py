@@ -1070,6 +1070,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.plots._restored': ('plots.html#_restored', 'fsd/plots.py'),
                            'fsd.plots._rounded': ('plots.html#_rounded', 'fsd/plots.py'),
                            'fsd.plots._single': ('plots.html#_single', 'fsd/plots.py'),
+                           'fsd.plots._weigh': ('plots.html#_weigh', 'fsd/plots.py'),
                            'fsd.plots.beside': ('plots.html#beside', 'fsd/plots.py'),
                            'fsd.plots.caption': ('plots.html#caption', 'fsd/plots.py'),
                            'fsd.plots.cka_scale': ('plots.html#cka_scale', 'fsd/plots.py'),

@@ -169,6 +169,10 @@ def _loss_axes(ax, values:pd.Series):
     if len(values) and values.min()>0 and values.max()>100*values.min(): ax.set_yscale('log')
     ax.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
 
+def _weigh(w)->str:
+    "A weight as a title says it."
+    return 'changes' if callable(w) else w if isinstance(w, str) else f'{w:g}'
+
 def loss_curves(
     history:list[dict], # One dict per logged step: 'step' and the value of each term, before its weight
     title:str='',       # What data and model
@@ -189,7 +193,7 @@ def loss_curves(
         for i,(ax,term) in enumerate(zip(axs.flat, terms)):
             drawn = frame[['step',term]].dropna()
             ax.plot(drawn.step, drawn[term], color='#0072b2', marker='.' if len(drawn)<30 else None)
-            ax.set_title(f'{term}, weight {named[term]:g}' if term in named else term)
+            ax.set_title(f'{term}, weight {_weigh(named[term])}' if term in named else term)
             _loss_axes(ax, drawn[term])
             if i%cols==0: ax.set_ylabel('loss')
             if i+cols>=len(terms):

@@ -1,7 +1,8 @@
 """Shares of the gradient: measured without a trace, and as weights wherever a weight is given."""
 import json
 import pytest, torch
-from fsd import distill
+from conftest import root
+from fsd import distill, plots
 from fsd.experiment import Experiment
 from fsd.plans import Preset, Stage
 from fsd.planned import Plan
@@ -31,6 +32,10 @@ def test_a_weight_that_is_a_share_is_found_recorded_and_names_the_run(tiny, outp
     assert shares(first['shares'])['global']==pytest.approx(.3, abs=1e-3), 'measured on the batch that it was found on'
     assert json.loads((run.folder/'run.json').read_text())['overrides']['gamma_g']=='share0.3'
     assert distill('wnli', 'fsd', **tiny, gamma_g='share 0.30').record==run.record, 'found again, however it is written'
+    page = json.loads((root/'nbs/distill.ipynb').read_text(encoding='utf8'))
+    cell, = (c for c in (''.join(o['source']) for o in page['cells'] if o['cell_type']=='code') if 'loss_curves' in c)
+    exec(cell.replace('plots.loss_curves', 'fig = plots.loss_curves'), here := dict(run=run, plots=plots))
+    assert f"global, weight {found[-1]['weights']['global']:g}" in [ax.get_title() for ax in here['fig'].axes]
 
 def test_the_number_that_was_found_makes_the_same_student(tiny, outputs):
     params = tiny | dict(max_steps=8) # a tenth is the first step, before which the weight is found
