@@ -121,9 +121,9 @@ def _single(axs, n:pd.Series):
         for ax in axs: ax.axhline(several-.5, color='0.75', lw=.8, ls=(0,(4,3)), zorder=.8)
 
 def ranked(values:pd.Series)->list[str]: # By method, a row per run
-    "Methods with several runs by their mean, the highest first, and then those with one."
+    "Methods with several runs by their mean, the highest first, then those with one; of each the undefined last."
     mean,n = (getattr(values.groupby(level=0, sort=False), k)() for k in ('mean','size'))
-    return sorted(mean.index, key=lambda m: (n[m]==1, -mean[m]))
+    return sorted(mean.index, key=lambda m: (n[m]==1, -mean.fillna(-math.inf)[m]))
 
 def beside(ax, y:float, words:str):
     "`words` at the right edge of `ax`, at the height of row `y`."
