@@ -380,7 +380,7 @@ class FlatRows:
         self.teacher, self.length, self.device = teacher, int(teacher.lengths.max()), device
         self.layer = layer_index(teacher.depth, layer)
         if ('hidden', self.layer) not in teacher.needs:
-            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}; {sorted(l for _,l in teacher.needs)} are')
+            raise KeyError(f'layer {self.layer} is not kept in {teacher.folder}, only {teacher.words}')
         self.shape = len(teacher), self.length*teacher.width
 
     def __len__(self): return self.shape[0]
