@@ -8,7 +8,6 @@ __all__ = ['estimators', 'restoration', 'map_means', 'cka_of', 'cka_batch', 'run
 # %% ../nbs/13_analysis.ipynb #0b00f442
 import numpy as np
 from .runs import Run
-from .tasks import tasks
 
 # %% ../nbs/13_analysis.ipynb #2a18b5ad
 def restoration(
@@ -44,7 +43,7 @@ estimators = ('biased','debiased') # Of CKA, as records and pictures have them
 
 def _measured(run:Run, split:str|None)->dict:
     "What the record says of the maps on one dev split, the first if None, as it was written."
-    return run.record.get('analysis', {}).get('cka', {}).get(split or tasks[run.task].dev[0], {})
+    return run.record.get('analysis', {}).get('cka', {}).get(split or next(iter(run.scores)), {})
 
 def cka_of(
     run:Run,

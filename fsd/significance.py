@@ -230,14 +230,14 @@ def over_majority(
     draws:int=2000,
 )->pd.Series: # teacher, majority, difference, low, high (95 %); percent and points; `nan` without predictions
     "How far the run's teacher is ahead of the most frequent label, in the first metric and dev split."
-    t,names = tasks[run.task],['teacher','majority','difference','low','high']
+    t,names = task_of(run),['teacher','majority','difference','low','high']
     if 'predictions.npz' not in run.record.get('files', {}): return pd.Series(np.nan, names)
     a,split = run.arrays(),t.dev[0]
     said,labels = np.asarray(a[f'teacher_{split}'], float),a[f'labels_{split}']
     same = np.zeros_like(said)
     if not t.regression: same[:,np.bincount(labels).argmax()] = 1
-    def score(o): return 100*drawn_scores(t.name, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item()
-    found = bootstrap(run.task, said[None], same[None], labels, draws).iloc[0]
+    def score(o): return 100*drawn_scores(t, o[None], labels, np.ones((1,len(labels))))[t.metrics[0]].item()
+    found = bootstrap(t, said[None], same[None], labels, draws).iloc[0]
     return pd.Series([score(said), score(same), *found[names[2:]]], names)
 
 def informative(
@@ -263,7 +263,7 @@ def intervals(
     for split in t.dev:
         if not all('predictions.npz' in o.record.get('files', {}) for o in found): continue
         logits,labels = logits_of(found, split)
-        parts = [drawn_scores(t.name, logits, labels, w) for w in draws_of(len(labels), draws, seed)]
+        parts = [drawn_scores(t, logits, labels, w) for w in draws_of(len(labels), draws, seed)]
         means = {m:100*np.concatenate([p[m].mean(1) for p in parts]) for m in t.metrics}
         out |= {k:tuple(np.quantile(v, [.025,.975])) for k,v in by_metric({split:means}).items()}
     return out
