@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 def attention(
     queries:Tensor, # (N, H, L, d)
     keys:Tensor,    # (N, H, L, d)
-    mask:Tensor|None=None, # (N, L), False at padding; or of scores, (N, 1 or H, L, L): False unseen, or what is added
+    mask:Tensor|None=None, # (N, L), 0 at padding; or of scores, (N, 1 or H, L, L): False unseen, or what is added
     scale:float|None=None, # Of the products; one over the root of d if None
     causal:bool=False,     # Whether only what came before is seen
 )->Tensor: # (N, H, L, L), zero in the columns of padding
@@ -28,7 +28,7 @@ def attention(
     """
     scores = queries.float() @ keys.float().mT * (queries.shape[-1]**-.5 if scale is None else scale)
     least = torch.finfo(scores.dtype).min
-    if mask is not None and mask.ndim==2: mask = mask[:,None,None]
+    if mask is not None and mask.ndim==2: mask = mask.bool()[:,None,None]
     if mask is not None: scores = scores.masked_fill(~mask, least) if mask.dtype is torch.bool else scores+mask
     if causal: scores = scores.masked_fill(torch.ones_like(scores[0,0], dtype=torch.bool).triu(1), least)
     return scores.softmax(-1)
