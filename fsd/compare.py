@@ -18,7 +18,7 @@ from .cka import gram, u_center
 from .forms import check, exact
 from .losses import flat, unit
 from .blocks import depth, layer_index
-from .passes import forward
+from .passes import forward, still
 from .rows import collate
 from .tasks import unknown
 
@@ -142,7 +142,7 @@ def _taken(
 # %% ../nbs/13_compare.ipynb #56a8ae98
 @torch.no_grad()
 def collect(
-    model:torch.nn.Module,  # Teacher or student; run in eval mode and given back in the mode it came in
+    model:torch.nn.Module,  # Teacher or student; run in eval mode and given back as it came
     batches:Iterable[dict], # Batches of `fsd.rows.collate`, in order
     layer:int=-2,           # Whose features, as in `layer_index`; the paper's are the penultimate
     padding:str='paper',    # 'paper': as the model computes it; 'masked': 0 at padded positions
@@ -150,10 +150,9 @@ def collect(
 )->Collected:
     "Logits of every row and features of the first `n_features`."
     if padding not in ('paper','masked'): raise unknown('padding', padding, ('paper','masked'))
-    logits,labels,features,masks,left,training = [],[],[],[],n_features,model.training
+    logits,labels,features,masks,left = [],[],[],[],n_features
     device = next(model.parameters()).device
-    model.eval()
-    try:
+    with still(model):
         for batch in batches:
             needs = frozenset({('hidden',layer)} if left>0 else ())
             seen = forward(model, {k: v.to(device) for k,v in batch.items()}, needs)
@@ -167,7 +166,6 @@ def collect(
             features.append(h)
             masks.append(m)
             left -= len(h)
-    finally: model.train(training)
     if not logits: raise ValueError("no batches to collect from")
     return Collected(torch.cat(logits), torch.cat(labels), _join(features), _join(masks))
 

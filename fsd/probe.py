@@ -12,7 +12,7 @@ from fastcore.basics import patch
 from transformers import TrainerCallback
 from . import compare
 from .blocks import depth
-from .passes import forward
+from .passes import forward, still
 
 # %% ../nbs/14_probe.ipynb #c63bc680
 def differences(
@@ -44,10 +44,7 @@ class Probe(TrainerCallback):
     @torch.no_grad()
     def look(self, model:nn.Module, batch:dict, dropout:bool=False)->Tensor: # (N, L, D) in float32
         "Penultimate features of the batch."
-        training = model.training
-        h = forward(model.train(dropout), batch, {('hidden',-2)}).hidden[depth(model)-1].float()
-        model.train(training)
-        return h
+        with still(model): return forward(model.train(dropout), batch, {('hidden',-2)}).hidden[depth(model)-1].float()
 
 # %% ../nbs/14_probe.ipynb #81a7143e
 @patch
