@@ -64,7 +64,7 @@ def cka_map(
     def batch(features, mask, i):
         rows = slice(i*batch_size, (i+1)*batch_size)
         x = torch.as_tensor(features[rows]).to(device)
-        return _unit_grams(x.flatten(1) if mask is None else flat(x, mask[rows].to(device)))
+        return _unit_grams(x.flatten(1) if mask is None else flat(x, torch.as_tensor(mask[rows]).to(device)))
     both = (features_t, mask), (features_m, mask if mask_m is None else mask_m)
     t,m = (torch.stack([batch(*o, i) for i in range(P)], 1) for o in both)
     return dict(zip(estimators, (t@m.mT).cpu().numpy()))
@@ -154,6 +154,7 @@ def collect(
     device = next(model.parameters()).device
     with still(model):
         for batch in batches:
+            if 'labels' not in batch: raise ValueError("a batch has no 'labels'; collect from rows that have them")
             needs = frozenset({('hidden',layer)} if left>0 else ())
             seen = forward(model, {k: v.to(device) for k,v in batch.items()}, needs)
             logits.append(seen.logits.float().cpu())
