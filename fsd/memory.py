@@ -248,6 +248,7 @@ def _flat(self:GlobalStructure, h, mask, width):
     n,l,d = h.shape
     longest = self.memory_s.shape[1]
     if d!=width: raise ValueError(f"features must be {width} wide, as the memory is, not {d}")
+    if l>longest and mask is not None and not mask[:,longest:].any(): h,mask,l = h[:,:longest],mask[:,:longest],longest
     if l>longest: raise ValueError(f"features have {l} positions, more than the memory's {longest}")
     h = h.to(float_of(h))
     if mask is not None: h = h.masked_fill((mask==0)[...,None], 0)
