@@ -83,9 +83,11 @@ def centroids(
     source,rows = (teacher.teacher,teacher.rows) if isinstance(teacher, OtherWords) else (teacher,listed(rows))
     model = getattr(source, 'model', source) if not isinstance(source, KeptTeacher) else None
     weights = weights_fingerprint(model) if model is not None else source.about['model']
+    pad = source.about['pad_token_id'] if model is None else pad
     about = dict(model=weights, rows=rows_fingerprint(rows), layer=layer, padding=k.padding, max_length=k.max_length,
                  size=k.memory_size, procedure=k.memory_procedure, budget=k.memory_budget, seed=seed,
-                 kept=None if model is not None else source.about['rows'])
+                 kept=None if model is not None else source.about['rows'],
+                 **(dict(pad=pad) if pad and k.padding=='paper' else {}))
     def build(tmp):
         said = source if model is None else _said_by(model, rows, layer, k, pad, device, tmp/'said')
         wait()
