@@ -6,12 +6,13 @@
 __all__ = ['check_installed', 'to_onnx']
 
 # %% ../nbs/15_export.ipynb #33b17668
-import contextlib, io, logging, warnings
+import contextlib, io, logging, os, tempfile, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification
 from .blocks import positions
+from .kept import atomic
 from .models import check_folder, load_tokenizer, quiet
 
 # %% ../nbs/15_export.ipynb #ef035ec7
@@ -28,7 +29,7 @@ def to_onnx(
 )->Path: # Of the file
     """Write the classifier in `folder` as ONNX: the tokenizer's fields in, `logits` out, rows and length open.
 
-    An `ImportError` says what has to be installed for it.
+    The file is whole, or as it was. An `ImportError` says what has to be installed for it.
 
     >>> to_onnx('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525') # doctest: +SKIP
     PosixPath('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525/model.onnx')
@@ -40,9 +41,12 @@ def to_onnx(
     batch = dict(tokenizer(['One text.', 'Another, a longer text.'], padding=True, return_tensors='pt'))
     most = min(positions(model), tokenizer.model_max_length, 2**20)
     axes = {0:torch.export.Dim('rows'), 1:torch.export.Dim('length', max=int(most))}
-    with _hushed():
-        torch.onnx.export(model, (), file, kwargs=batch, input_names=[*batch], output_names=['logits'], dynamo=True,
-                          dynamic_shapes=dict.fromkeys(batch, axes), external_data=model.num_parameters()>4e8)
+    how = dict(kwargs=batch, input_names=[*batch], output_names=['logits'], dynamo=True,
+               dynamic_shapes=dict.fromkeys(batch, axes), external_data=model.num_parameters()>4e8)
+    with tempfile.TemporaryDirectory(dir=file.parent) as d:
+        with _hushed(): torch.onnx.export(model, (), Path(d)/file.name, **how)
+        for made in sorted(Path(d).iterdir(), reverse=True): # weights beside it first
+            with atomic(file.with_name(made.name)) as tmp: os.replace(made, tmp)
     return file
 
 @contextlib.contextmanager

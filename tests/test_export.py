@@ -11,12 +11,29 @@ def test_what_is_not_installed_is_said_first(monkeypatch, tiny_bert):
 def test_the_exporter_is_told_that_rows_and_length_are_open(monkeypatch, tiny_bert, tmp_path):
     told = {}
     monkeypatch.setattr('fsd.export.find_spec', lambda name: name)
-    monkeypatch.setattr(torch.onnx, 'export', lambda model, args, file, **kw: told.update(kw, file=file, training=model.training))
-    assert to_onnx(tiny_bert, tmp_path/'it.onnx')==tmp_path/'it.onnx'==told['file'] and not told['training']
+    monkeypatch.setattr(torch.onnx, 'export', lambda model, args, file, **kw: told.update(kw, written=file.write_bytes(b'it'), training=model.training))
+    assert to_onnx(tiny_bert, tmp_path/'it.onnx')==tmp_path/'it.onnx' and (tmp_path/'it.onnx').read_bytes()==b'it' and not told['training']
     assert told['input_names']==[*told['kwargs']] and {'input_ids','attention_mask'}<={*told['input_names']} and told['output_names']==['logits']
     axes = told['dynamic_shapes']['input_ids']
     assert [axes[0].__name__, axes[1].max]==['rows', 64], 'as many tokens as the model has positions'
     assert logging.root.manager.disable==logging.NOTSET, 'logging is as it was'
+
+def test_an_export_that_fails_leaves_what_was_there(monkeypatch, tiny_bert, tmp_path):
+    def export(text, fails=False):
+        def write(model, args, file, **kw):
+            file.with_name(file.name+'.data').write_text(text)
+            if fails: file.write_text(text[:2]); raise RuntimeError('no more space')
+            file.write_text(text)
+        monkeypatch.setattr(torch.onnx, 'export', write)
+        return to_onnx(tiny_bert, tmp_path/'it.onnx')
+    def there(): return {p.name:p.read_text() for p in tmp_path.iterdir()}
+    monkeypatch.setattr('fsd.export.find_spec', lambda name: name)
+    export('first')
+    assert there()=={'it.onnx':'first', 'it.onnx.data':'first'}
+    with pytest.raises(RuntimeError, match='no more space'): export('second', True)
+    assert there()=={'it.onnx':'first', 'it.onnx.data':'first'}
+    export('third')
+    assert there()=={'it.onnx':'third', 'it.onnx.data':'third'}
 
 def test_the_chapter_uses_onnxruntime_only_where_it_is_installed():
     cells = [''.join(c['source']) for c in json.loads((root/'nbs/15_export.ipynb').read_text(encoding='utf8'))['cells'] if c['cell_type']=='code']
