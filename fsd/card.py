@@ -16,6 +16,7 @@ from datasets import Dataset
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, metadata_load
 from torch import nn
 from transformers import EvalPrediction
+from .analysis import evaluated, numbers
 from .blocks import depth, plain, positions
 from .features import LiveTeacher
 from .kept import atomic
@@ -325,7 +326,6 @@ def told_of(
 # %% ../nbs/15_card.ipynb #c186f117
 _usual = ('learning_rate','lr_scheduler_type','warmup_steps','num_train_epochs','per_device_train_batch_size',
           'gradient_accumulation_steps','weight_decay','optim','seed','bf16','fp16')
-_clock = ('_runtime','_per_second')
 
 def _as_set(trainer)->dict:
     "What a trainer's arguments say, as far as its method reads them."
@@ -371,7 +371,7 @@ def _beside(trainer)->dict:
         if type(trainer.teacher) is LiveTeacher: said = {'teacher':_asked_of(trainer.teacher, trainer, rows)} | said
         for who,logits in said.items():
             scored = trainer.compute_metrics(EvalPrediction(logits, labels))
-            found.setdefault(who, {}).update({f"eval_{f'{name}_' if name else ''}{k.removeprefix('eval_')}":v for k,v in scored.items()})
+            found.setdefault(who, {}).update({f"eval_{f'{name}_' if name else ''}{k.removeprefix('eval_')}":v for k,v in numbers(scored).items()})
     return found
 
 # %% ../nbs/15_card.ipynb #4dd257ea
@@ -384,16 +384,15 @@ def told_by(
     "What the card of a trainer's student is made of."
     state,config = trainer.state,plain(trainer.model).config
     several = config.problem_type=='multi_label_classification'
-    logged = next((l for l in reversed(state.log_history) if any(k.startswith('eval_') for k in l)), {})
     short = f'It saw {100*(state.epoch or 0):.0f} % of its rows, in {state.global_step} steps.' if (state.epoch or 0)<1 else ''
+    best = state.best_global_step if trainer.args.load_best_model_at_end and state.best_model_checkpoint else None
+    logged = {} if short else evaluated(state.log_history, best)
     places = [m.config._name_or_path for m in (plain(trainer.model), getattr(trainer.teacher, 'model', None)) if m is not None]
     origin = next(filter(None, map(origin_of, places)), {})
-    length = getattr(trainer.processing_class, 'model_max_length', None) or positions(trainer.model)
-    length = min(length, positions(trainer.model))
+    length = min(getattr(trainer.processing_class, 'model_max_length', None) or math.inf, positions(trainer.model))
     return Told(name=name, method=trainer.method, student=size_of(trainer.model), no_result=short, task=task,
         weights={n:'changes' if callable(w) else w for n,w in trainer.objective.weights.items()}, several=several,
         labels=() if config.num_labels==1 else tuple(config.id2label[i] for i in range(config.num_labels)),
         length=None if length==math.inf else length, head=origin|head, **_said_of(trainer),
-        last_logged={k:v for k,v in logged.items() if k.startswith('eval_') and not short and not k.endswith(_clock)},
-        beside=_beside(trainer) if logged and not short else {},
+        last_logged=logged, beside=_beside(trainer) if logged else {},
         settings=dict(steps=state.global_step, **_as_set(trainer)), versions=dict(fsd=fsd.__version__, **{p:version(p) for p in ('transformers','torch')}))

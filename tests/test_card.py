@@ -84,6 +84,25 @@ def test_a_column_that_cannot_be_computed_is_left_out(tmp_path, how):
     trainer.train(); trainer.save_model()
     assert ('majority' in (tmp_path/'out'/'README.md').read_text())==(how=='rows without a label')
 
+def test_the_scores_are_those_of_the_student_that_is_saved_on_all_its_sets(tmp_path):
+    tiny = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16)
+    rows,calls = [dict(input_ids=[2, 5+i, 3], labels=i%2) for i in range(16)],iter(range(100, 0, -1))
+    def measures(p): return dict(left=next(calls), table=[[1, 2], [3, 4]], report='a text')
+    args = DistillationConfig(tmp_path/'out', num_train_epochs=2, per_device_train_batch_size=8, max_length=8, use_cpu=True, disable_tqdm=True, report_to='none',
+                              eval_strategy='epoch', save_strategy='epoch', load_best_model_at_end=True, metric_for_best_model='eval_a_left', greater_is_better=True)
+    teacher = BertForSequenceClassification(tiny).eval()
+    trainer = DistillationTrainer(lower_half(teacher), teacher, args, 'vkd', train_dataset=rows, eval_dataset=dict(a=rows[:8], b=rows[8:]), compute_metrics=measures)
+    def scores():
+        trainer.save_model()
+        lines = [l.split(' | ') for l in (tmp_path/'out'/'README.md').read_text().split('\n') if l.startswith('| eval_')]
+        assert not [l for l in lines if 'table' in l[0] or 'report' in l[0]], 'no numbers'
+        return {l[0][2:]:l[1] for l in lines if 'left' in l[0]}
+    trainer.train()
+    assert trainer.state.best_global_step==2 and scores()==dict(eval_a_left='100', eval_b_left='99')
+    at = next(calls)
+    trainer.evaluate()
+    assert scores()==dict(eval_a_left=str(at-1), eval_b_left=str(at-2)), 'evaluated again'
+
 def test_a_student_of_scores_is_read_by_pipelines_as_one(tmp_path):
     tiny = BertConfig(vocab_size=40, hidden_size=16, num_hidden_layers=4, num_attention_heads=2, intermediate_size=32, max_position_embeddings=16, num_labels=1)
     teacher = BertForSequenceClassification(tiny).eval()
