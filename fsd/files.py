@@ -49,10 +49,11 @@ def _decoded(path, raw):
 
 # %% ../nbs/02_files.ipynb #75755651
 def read_text(
-    path:Path, # Plain, or gzipped and then ending in `.gz`
+    path:Path, # Plain, or gzipped and then ending in `.gz`, in capitals or not
 )->str:
     "The text of a file in UTF-8; a `ValueError` if it is empty or in another encoding."
-    try: raw = (gzip.open if path.suffix=='.gz' else open)(path, 'rb').read()
+    try:
+        with (gzip.open if path.suffix.lower()=='.gz' else open)(path, 'rb') as f: raw = f.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f"{path}: not a whole gzip file ({e})") from None
     raw = raw.removeprefix(codecs.BOM_UTF8)
@@ -118,7 +119,7 @@ def read_csv(
     "The rows of a file with one row a line; a row that does not fit the first line is a `ValueError`."
     text = read_text(path)
     first = text.lstrip().split('\n')[0]
-    delimiter = '\t' if '.tsv' in path.suffixes else max(',;\t', key=first.count)
+    delimiter = '\t' if '.tsv' in map(str.lower, path.suffixes) else max(',;\t', key=first.count)
     (_,header),*rows = _records(path, text, delimiter, quotes)
     header = [name.strip() for name in header]
     if not rows: raise ValueError(f"{path}: a first line and no rows")
@@ -229,7 +230,7 @@ readers = {'.csv':read_csv, '.tsv':read_csv, '.jsonl':read_json_rows, '.ndjson':
 
 def suffix_of(path:Path)->str:
     "The ending that says what a file is: `.csv` of `a.csv` and of `a.csv.gz`."
-    return Path(path.stem).suffix.lower() if path.suffix=='.gz' else path.suffix.lower()
+    return Path(path.stem).suffix.lower() if path.suffix.lower()=='.gz' else path.suffix.lower()
 
 # %% ../nbs/02_files.ipynb #b815c3d9
 def read_table(
