@@ -640,6 +640,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.files._of_lines': ('files.html#_of_lines', 'fsd/files.py'),
                            'fsd.files._of_list': ('files.html#_of_list', 'fsd/files.py'),
                            'fsd.files._records': ('files.html#_records', 'fsd/files.py'),
+                           'fsd.files._without_sep': ('files.html#_without_sep', 'fsd/files.py'),
                            'fsd.files.of_dataset': ('files.html#of_dataset', 'fsd/files.py'),
                            'fsd.files.of_frame': ('files.html#of_frame', 'fsd/files.py'),
                            'fsd.files.plain_name': ('files.html#plain_name', 'fsd/files.py'),

@@ -68,12 +68,12 @@ _broken_quotes = {
     'larger than field limit':"a field of more than 131,072 characters, perhaps after a quote that never closes"}
 
 def _records(path, text, delimiter, quotes)->Iterator[tuple[int,list[str]]]:
-    "Yield the line on which each row begins, and its fields."
+    "Yield the line on which each row begins, and its fields; rows that are empty throughout are left out."
     quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
     rows,line = csv.reader(io.StringIO(text, newline=''), delimiter=delimiter, quoting=quoting, strict=True),1
     try:
         for fields in rows:
-            if fields: yield line, fields
+            if any(map(str.strip, fields)): yield line, fields
             line = rows.line_num+1
     except csv.Error as e:
         why = next((w for k,w in _broken_quotes.items() if k in str(e)), "a quote within a quoted text")
@@ -111,18 +111,24 @@ def _check_header(path, header, rows):
         raise ValueError(f"{path}:1: {', '.join(header)!r:.60} looks like a row and not like names of columns; "
                          "put a line such as text,label above it; if these are names, call one of them text or label")
 
+# %% ../nbs/02_files.ipynb #sep00001
+def _without_sep(text)->tuple[str,str|None]:
+    "`text` with its line `sep=;` made empty, if it begins with one, and what it says separates fields."
+    said = re.match(r'"?sep=([^\w\s"]|\t)"?\r?\n', text, re.IGNORECASE)
+    return ('\n'+text[said.end():], said[1]) if said else (text, None)
+
 # %% ../nbs/02_files.ipynb #94ea5ed5
 def read_csv(
     path:Path, # A `.csv` or `.tsv` file in UTF-8, perhaps with `.gz` at the end
     quotes:bool=True, # May a field stand in quotes? If not, a quote is a character like any other
 )->Table: # All values are text, as they stand
     "The rows of a file with one row a line; a row that does not fit the first line is a `ValueError`."
-    text = read_text(path)
+    text,said = _without_sep(read_text(path))
     first = text.lstrip().split('\n')[0]
-    delimiter = '\t' if '.tsv' in map(str.lower, path.suffixes) else max(',;\t', key=first.count)
-    (_,header),*rows = _records(path, text, delimiter, quotes)
-    header = [name.strip() for name in header]
-    if not rows: raise ValueError(f"{path}: a first line and no rows")
+    delimiter = said or ('\t' if '.tsv' in map(str.lower, path.suffixes) else max(',;\t', key=first.count))
+    header,rows = [],[*_records(path, text, delimiter, quotes)]
+    if rows: header = [name.strip() for name in rows.pop(0)[1]]
+    if not rows: raise ValueError(f"{path}: {'a first line and' if header else 'the file has'} no rows")
     for line,fields in rows:
         if len(fields)==len(header): continue
         hint = "; put a text with commas in quotes" if len(fields)>len(header) and delimiter==',' else ''
