@@ -10,6 +10,7 @@ __all__ = ['empty', 'number', 'looks', 'guess_texts', 'guess_label', 'columns_of
 import math, re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 import pandas as pd
 from .files import Table, label_columns, pair_columns, plain_name, text_columns
 from .tasks import unknown
@@ -78,7 +79,8 @@ def columns_of(
         raise ValueError(f"text_pair={text_pair!r} is the second text; name the first, with text=")
     texts = tuple(filter(None, (text, text_pair))) or guess_texts(table, label)
     label = label or guess_label(table, texts)
-    if len({*texts, label})<len(texts)+1: raise ValueError(f"text and label are the same column, {label!r}")
+    for (a,c),(b,d) in combinations([*zip(('text','text_pair'), texts), ('label',label)], 2):
+        if c==d: raise ValueError(f"{a} and {b} are the same column, {c!r}")
     return texts, label
 
 # %% ../nbs/02_columns.ipynb #980a5919
