@@ -23,6 +23,7 @@ def number(value)->float|None:
     if isinstance(value, bool) or isinstance(value, str) and '_' in value: return None # Python reads 1_0 as 10
     try: return float(value)
     except (TypeError, ValueError): return None
+    except OverflowError: return math.inf if value>0 else -math.inf # as '1e400' is
 
 # %% ../nbs/02_columns.ipynb #85fd2f75
 def looks(values:list)->tuple[str,str]: # Its kind: 'empty', 'numbers', 'words' or 'texts'; and the same in a few words
@@ -84,10 +85,12 @@ def columns_of(
     return texts, label
 
 # %% ../nbs/02_columns.ipynb #980a5919
+def _halved(text)->bool: return bool(re.search('[\ud800-\udfff]', text)) # JSON can write one of two surrogates
+
 def _text(value, column, place):
     if empty(value): raise ValueError(f"{place}: no text in column {column!r}")
     if not isinstance(value, str): raise ValueError(f"{place}: column {column!r} has {value!r:.40} and not a text")
-    if re.search('[\ud800-\udfff]', value): raise ValueError(f"{place}: half a character in column {column!r}")
+    if _halved(value): raise ValueError(f"{place}: half a character in column {column!r}")
     return value
 
 # %% ../nbs/02_columns.ipynb #c2f33aaf
@@ -120,6 +123,7 @@ def _label(value, place)->str|float:
     if isinstance(value, bool): return str(value).lower()
     if not isinstance(value, str): raise ValueError(f"{place}: label {value!r:.40} is neither a word nor a number")
     word = value.strip()
+    if _halved(word): raise ValueError(f"{place}: half a character in the label {word!r:.40}")
     return word.lower() if word.lower() in ('true','false') else word
 
 # %% ../nbs/02_columns.ipynb #b8523ed3
