@@ -727,6 +727,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'fsd.glue.hub_says': ('glue.html#hub_says', 'fsd/glue.py'),
                           'fsd.glue.load': ('glue.html#load', 'fsd/glue.py'),
                           'fsd.glue.one_score': ('glue.html#one_score', 'fsd/glue.py'),
+                          'fsd.glue.predicted': ('glue.html#predicted', 'fsd/glue.py'),
                           'fsd.glue.read_tsv': ('glue.html#read_tsv', 'fsd/glue.py'),
                           'fsd.glue.scores': ('glue.html#scores', 'fsd/glue.py'),
                           'fsd.glue.stands_in': ('glue.html#stands_in', 'fsd/glue.py')},

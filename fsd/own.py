@@ -22,7 +22,7 @@ import fsd
 from .columns import check_classes, clean_labels, columns_of, label_names_of, place_of, rows_of, word_of
 from .sentences import cap, days, fill, films, hated, liked, noise, parts, two
 from .files import Table, of_dataset, of_frame, read_table, readers, suffix_of
-from .glue import GlueData, content, one_score
+from .glue import GlueData, content, one_score, predicted
 from .kept import fingerprint
 from .tasks import Task, counted, tasks, unknown
 
@@ -115,15 +115,8 @@ def scores(
     labels, # Right answers, (N,) or (N, 1)
 )->dict[str,float]: # Metric name to fraction, in the order of `metrics`
     "Metrics of one split, of lists, arrays or tensors; what is no prediction or no answer is a `ValueError`."
-    logits,labels = (np.asarray(x.tolist() if hasattr(x, 'tolist') else x, float) for x in (logits,labels))
-    n,labels = len(labels),labels.reshape(-1)
-    if n==0: raise ValueError(f"{self.name}: no predictions to score")
-    if len(labels)!=n or logits.shape not in [(n,self.num_labels), (n,)][:1+self.regression]:
-        raise ValueError(f"{self.name}: logits of shape {logits.shape} for {len(labels)} labels, "
-                         f"expected {(n,self.num_labels)}")
-    if not np.isfinite(logits).all(): raise ValueError(f"{self.name}: logits hold NaN or infinity")
-    if not self.regression: labels,logits = labels.astype(int),logits.argmax(1)
-    return {m:self._measure(m, logits.reshape(n), labels) for m in self.metrics}
+    pred,labels = predicted(self, logits, labels)
+    return {m:self._measure(m, pred, labels) for m in self.metrics}
 
 # %% ../nbs/02_own.ipynb #af1f60f5
 split_words = dict(train={'train','training'}, validation={'validation','valid','val','dev','eval'}, test={'test'},
