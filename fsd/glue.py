@@ -93,7 +93,8 @@ def scores(
 # %% ../nbs/02_glue.ipynb #b35941c0
 def _lines(path):
     "Yield `('file:line', text)` for each line of a plain or gzipped file."
-    try: raw = (gzip.open if path.suffix=='.gz' else open)(path, 'rb').read()
+    try:
+        with (gzip.open if path.suffix=='.gz' else open)(path, 'rb') as f: raw = f.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
         raise ValueError(f"{path}: not a whole gzip file ({e})") from None
     lines = raw.removeprefix(codecs.BOM_UTF8).split(b'\n')
