@@ -231,9 +231,12 @@ def _sub_folder(task:Task, root:Path)->Path:
     if not root.is_dir():
         raise FileNotFoundError(f"{str(root)!r} is not a folder; "
                                 "a source is 'auto', 'hub', 'demo' or a folder of GLUE files")
-    found = sorted(p for p in root.iterdir() if p.is_dir() and re.sub('[-_]', '', p.name.lower())==task.name)
+    def is_its(p): return re.sub('[-_]', '', p.name.lower())==task.name
+    found = sorted(p for p in root.iterdir() if p.is_dir() and is_its(p))
     if len(found)==1: return found[0]
     if found: raise ValueError(f"{root} holds {task.name} more than once: {', '.join(p.name for p in found)}")
+    if is_its(whole := root.resolve()):
+        raise FileNotFoundError(f"{root} is the folder of {task.name} itself; give its parent folder, {whole.parent}")
     raise FileNotFoundError(f"{root} lacks {task.name}: looked for a folder {task.folder} or {task.name}")
 
 # %% ../nbs/02_glue.ipynb #866b3b3a
@@ -339,7 +342,10 @@ def load(
     if source=='demo': return _from_demo(t, 'as asked')
     if not str(source or '').strip():
         raise ValueError(f"source={source!r}; a source is 'auto', 'hub', 'demo' or a folder of GLUE files")
-    if source=='auto' and (folder := os.environ.get('FSD_GLUE', '').strip()): source = folder
+    if source=='auto' and (folder := os.environ.get('FSD_GLUE', '').strip()):
+        if folder!='hub' and not Path(os.path.expanduser(folder)).is_dir():
+            raise FileNotFoundError(f"FSD_GLUE={folder!r} is not a folder; set it to one of GLUE files, or unset it")
+        source = folder
     if source not in ('auto','hub'): return _from_folder(t, source, partial)
     if found := _from_hub(t): return found
     if source=='auto': return _from_demo(t, 'FSD_GLUE is not set and the Hugging Face hub is out of reach')
