@@ -162,6 +162,7 @@ def allowed(
 ):
     "`value` as `kind`, where its setting's rule allows it; else a `ValueError` with the value and what would be right."
     read,choices = rules[own].get('read'),rules[own].get('choices')
+    if isinstance(value, bool) and {'yes','no'} <= {*(choices or ())}: value = 'yes' if value else 'no'
     value = read(name, value) if read else parse(name, kind, value)
     if value is None or isinstance(value, Share): return value
     if choices is not None and value not in choices: raise unknown(name, value, choices)
