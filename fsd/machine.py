@@ -6,7 +6,7 @@
 __all__ = ['find_device', 'processes', 'environment', 'peak_memory', 'compiling', 'lacks_bf16', 'bf16_products', 'arithmetic']
 
 # %% ../nbs/12_machine.ipynb #3884cf9f
-import os, platform, re, resource, subprocess, sys
+import os, platform, re, subprocess, sys
 from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from pathlib import Path
@@ -72,10 +72,12 @@ def environment(
 # %% ../nbs/12_machine.ipynb #9b9d827e
 def peak_memory(
     device:str|torch.device|None=None, # Where the run computes; `find_device()` if None
-)->int:
-    "Bytes: the peak of the GPU where it counts them, else of this process."
+)->int|None:
+    "Bytes: the peak of the GPU where it counts them, else of this process; None on Windows, which does not say."
     device = torch.device(device) if device else find_device()
     if device.type in ('cuda','xpu'): return torch.get_device_module(device).max_memory_allocated(device)
+    try: import resource
+    except ImportError: return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform=='darwin' else 1024)
 
 # %% ../nbs/12_machine.ipynb #mach0002
