@@ -159,7 +159,7 @@ def _tables(data, where)->dict[str,list[Table]]:
 def _in_folder(path, quotes):
     "Tables of a folder, and where they come from in words."
     if not any((path/f).exists() for f in ('dataset_dict.json','state.json')):
-        files = by_split({p.name:p for p in path.iterdir() if suffix_of(p) in readers}, str(path))
+        files = by_split({p.name:p for p in path.iterdir() if suffix_of(p) in readers and p.name[0]!='.'}, str(path))
         tables = {s:[] if s=='test' else [read_table(p, quotes) for p in ps] for s,ps in files.items()}
         return tables, f'the folder {path.name}'
     try: saved = hfd.load_from_disk(str(path))
