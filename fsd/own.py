@@ -122,25 +122,27 @@ def scores(
 split_words = dict(train={'train','training'}, validation={'validation','valid','val','dev','eval'}, test={'test'},
                    unlabelled={'unlabelled','unlabeled','unsupervised'})
 
-def split_of(name:str)->str|None:
-    "Which split a file or a part of a data set is, by a word in its name; `None` if it says none, or two."
+def split_of(name:str, other:str|None=None)->str|None:
+    "Which split a file or a part of a data set is, by a word in its name; `other` if it says none, `None` if two."
     said = {*re.findall('[a-z]+', str(name).lower())}
     found = [s for s,words in split_words.items() if said&words]
-    return found[0] if len(found)==1 else None
+    return other if not found else found[0] if len(found)==1 else None
 
 # %% ../nbs/02_own.ipynb #c17335aa
 def by_split(
     found:Mapping[str,object], # Name to whatever it names
     where:str, # For messages
+    other:str|None=None, # Split of names that say none; if None they are left out, and `train` is needed
 )->dict[str,list]: # Split to what belongs to it, in the order of names
     "What belongs to `train`, to `validation`, to `test` and to `unlabelled`."
     splits = {}
-    for name in sorted(found): splits.setdefault(split_of(name), []).append(name)
+    for name in sorted(found): splits.setdefault(split_of(name, other), []).append(name)
     for s,names in splits.items():
-        if s and len(names)>1 and not all(re.search(r'-\d+-of-\d+', n) for n in names):
+        if s not in (None, other) and len(names)>1 and not all(re.search(r'-\d+-of-\d+', n) for n in names):
             raise ValueError(f"{where}: {' and '.join(names)} are both {s}; keep one of them")
-    if 'train' not in splits:
-        raise ValueError(f"{where}: nothing is called train; there is {', '.join(sorted(found)) or 'nothing'}")
+    if 'train' not in splits and not (other and {*splits}-{None,'test'}):
+        lacks = 'nothing to learn from' if other else 'nothing is called train'
+        raise ValueError(f"{where}: {lacks}; there is {', '.join(sorted(found)) or 'nothing'}")
     return {s:[found[n] for n in splits[s]] for s in split_words if s in splits}
 
 # %% ../nbs/02_own.ipynb #4ab4daf8
@@ -150,41 +152,43 @@ def _table(data, name)->Table:
     raise ValueError(f"{name} is a {type(data).__name__}; data are a file, a folder, a Dataset, a DataFrame "
                      "or a dict of splits")
 
-def _tables(data, where)->dict[str,list[Table]]:
+def _tables(data, where, other=None)->dict[str,list[Table]]:
     "Tables by split of what is in memory; one that has no splits is `all`."
     if not isinstance(data, Mapping): return {'all':[_table(data, where)]}
-    return by_split({k:_table(v, k) for k,v in data.items()}, where)
+    return by_split({k:_table(v, k) for k,v in data.items()}, where, other)
 
 # %% ../nbs/02_own.ipynb #7afced63
-def _in_folder(path, quotes):
+def _in_folder(path, quotes, other=None):
     "Tables of a folder, and where they come from in words."
     if not any((path/f).exists() for f in ('dataset_dict.json','state.json')):
-        files = by_split({p.name:p for p in path.iterdir() if suffix_of(p) in readers and p.name[0]!='.'}, str(path))
+        there = {p.name:p for p in path.iterdir() if suffix_of(p) in readers and p.name[0]!='.'}
+        files = by_split(there, str(path), other)
         tables = {s:[] if s=='test' else [read_table(p, quotes) for p in ps] for s,ps in files.items()}
         return tables, f'the folder {path.name}'
     try: saved = hfd.load_from_disk(str(path))
     except Exception as e: raise ValueError(f"{path}: datasets cannot read what was saved there ({e})") from e
-    return _tables(saved, path.name), f'what datasets saved in {path.name}'
+    return _tables(saved, path.name, other), f'what datasets saved in {path.name}'
 
 # %% ../nbs/02_own.ipynb #6b3fb6f3
-def _on_hub(name):
+def _on_hub(name, other=None):
     try: saved = hfd.load_dataset(*name.split(':'))
     except Exception as e:
         raise ConnectionError(f"{name!r} is no file or folder here, and no data set of this name can be had from the "
                               f"Hugging Face hub ({str(e).splitlines()[0]})") from None
-    return _tables(saved, name), f'{name} of the Hugging Face hub'
+    return _tables(saved, name, other), f'{name} of the Hugging Face hub'
 
 # %% ../nbs/02_own.ipynb #ec531de9
 def tables_of(
     data, # A file, a folder, a name on the hub, a `Dataset`, a `DataFrame` or a dict of splits
     quotes:bool=True, # Of CSV and TSV: may a field stand in quotes?
+    other:str|None=None, # As in `by_split`
 )->tuple[dict[str,list[Table]],str]: # Tables by split, `all` where there is only one; where they come from in words
     "What there is, as it stands. A name on the hub may go on with a configuration: `owner/name:configuration`."
-    if not isinstance(data, (str,Path)): return _tables(data, 'data'), 'memory'
+    if not isinstance(data, (str,Path)): return _tables(data, 'data', other), 'memory'
     path = Path(os.path.expanduser(data))
-    if path.is_dir(): return _in_folder(path, quotes)
+    if path.is_dir(): return _in_folder(path, quotes, other)
     if path.is_file() or suffix_of(path) in readers: return {'all':[read_table(path, quotes)]}, path.name
-    if re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?', str(data)): return _on_hub(str(data))
+    if re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?', str(data)): return _on_hub(str(data), other)
     raise FileNotFoundError(f"{data!r} is no file and no folder here, nor can it be a name on the Hugging Face hub")
 
 # %% ../nbs/02_own.ipynb #d28e1600
@@ -304,7 +308,7 @@ def _rarer(train, names)->int:
 def _apart(unlabelled, quotes)->list[Table]:
     "The tables of rows without a label that were given beside the data."
     if unlabelled is None or isinstance(unlabelled, str) and unlabelled=='no': return []
-    try: found,_ = tables_of(unlabelled, quotes)
+    try: found,_ = tables_of(unlabelled, quotes, 'unlabelled')
     except (ValueError,OSError) as e: raise type(e)(f'unlabelled: {e}') from e
     return sum((tables for split,tables in found.items() if split!='test'), [])
 
