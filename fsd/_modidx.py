@@ -982,6 +982,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'fsd.own._dataset': ('own.html#_dataset', 'fsd/own.py'),
                          'fsd.own._in_folder': ('own.html#_in_folder', 'fsd/own.py'),
                          'fsd.own._labelled': ('own.html#_labelled', 'fsd/own.py'),
+                         'fsd.own._none': ('own.html#_none', 'fsd/own.py'),
                          'fsd.own._on_hub': ('own.html#_on_hub', 'fsd/own.py'),
                          'fsd.own._rarer': ('own.html#_rarer', 'fsd/own.py'),
                          'fsd.own._review': ('own.html#_review', 'fsd/own.py'),

@@ -25,6 +25,7 @@ from .files import Table, of_dataset, of_frame, read_table, readers, suffix_of
 from .glue import GlueData, content, one_score, predicted
 from .kept import fingerprint
 from .tasks import Task, counted, tasks, unknown
+from .values import parse
 
 # %% ../nbs/02_own.ipynb #6e3a7269
 def _said(rows)->list[tuple[str,...]]: return [*zip(*(rows[c] for c in ('text','text_pair') if c in rows))]
@@ -36,7 +37,7 @@ def held_out(
     by_class:bool=True, # Are labels classes?
 )->np.ndarray: # Whether each row is held out, (n,)
     "Which rows are for judging, equal texts together. Of a class of two texts at least one is, and one is not."
-    if not 0<share<1: raise ValueError(f"share={share} of the rows to be held out must be above 0 and below 1")
+    if not 0<share<1: raise ValueError(f"share={share:g} of the rows to be held out must be above 0 and below 1")
     drawn = [hashlib.sha256(json.dumps([seed, *t]).encode()).hexdigest() for t in _said(rows)]
     label = pd.Series(rows['label'].tolist() if by_class else 0, drawn).groupby(level=0).min()
     place,size = label.groupby(label).cumcount(),label.groupby(label).transform('size')
@@ -305,9 +306,11 @@ def _rarer(train, names)->int:
     return int(len(names)!=2 or (train['label']==names[1]).sum()<=(train['label']==names[0]).sum())
 
 # %% ../nbs/02_own.ipynb #unl20004
+def _none(unlabelled)->bool: return unlabelled is False or isinstance(unlabelled, str) and unlabelled=='no'
+
 def _apart(unlabelled, quotes)->list[Table]:
     "The tables of rows without a label that were given beside the data."
-    if unlabelled is None or isinstance(unlabelled, str) and unlabelled=='no': return []
+    if unlabelled is None or _none(unlabelled): return []
     try: found,_ = tables_of(unlabelled, quotes, 'unlabelled')
     except (ValueError,OSError) as e: raise type(e)(f'unlabelled: {e}') from e
     return sum((tables for split,tables in found.items() if split!='test'), [])
@@ -323,7 +326,7 @@ def own_data(
     metric:str|Sequence[str]|None=None, # One or several of `measures`; the usual ones if None
     share:float|None=None, # Held out for validation; a fifth of a single file if None
     seed:int=0, # Another seed, another part held out
-    unlabelled=None, # A file, `Dataset` or `DataFrame` more, whose labels are not looked at; 'no' leaves all such rows out
+    unlabelled=None, # What `data` may be, labels not looked at; 'no' or False leaves all rows without a label out
     quotes:bool=True, # Of CSV and TSV: may a field stand in quotes?
 )->OwnData:
     """Rows of one's own as a task like GLUE's.
@@ -337,6 +340,7 @@ def own_data(
     (('1', '5'), ('accuracy', 'f1'), 4)
     """
     check_name(name)
+    quotes,share = parse('quotes', bool, quotes),parse('share', float|None, share)
     found,origin = tables_of(data, quotes)
     apart = found.pop('unlabelled', []) + _apart(unlabelled, quotes)
     if found.pop('test', None) is not None: origin += ', without its test split'
@@ -344,7 +348,7 @@ def own_data(
     rows,names = _labelled(found, texts, label, kind)
     lacking = rows['label'].isna()
     without = pd.concat([rows[lacking], *(rows_of(t, texts, None) for t in apart)], ignore_index=True)
-    if isinstance(unlabelled, str) and unlabelled=='no': without = without[:0]
+    if _none(unlabelled): without = without[:0]
     rows = rows[~lacking]
     check_classes(rows[rows['split']!='validation'], names)
     rows = _split(rows, names, share, seed)
