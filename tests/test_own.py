@@ -476,6 +476,31 @@ def test_a_small_dev_set_has_no_maps_and_the_page_says_so(tiny_own, outputs, tmp
         if c.cell_type=='code': exec(''.join(l for l in c.source.splitlines(True) if not l.startswith('%')), names)
     assert names['cka'] is None and names['run'].kind=='own' and len(names['exp'].rows['validation'])==8
 
+def on_its_page(names, **given):
+    "Run the page of one's own data cell by cell on what is `given`; `names` are those defined so far."
+    nb = parameterize_notebook(papermill.iorw.load_notebook_node(str(root/'nbs'/'own_data.ipynb')), given)
+    for c in nb.cells:
+        if c.cell_type=='code': exec(''.join(l for l in c.source.splitlines(True) if not l.startswith('%')), names)
+
+@pytest.mark.parametrize('given, message', [(dict(lable='mood'), "unknown parameter 'lable'; did you mean 'label'?"), (dict(seed=3), "seed=3: several are compared here; give seeds, such as '3'"),
+    (dict(share=20), 'share=20.0 must be below 1'), (dict(quotes='maybe'), "quotes='maybe' is not yes or no"), (dict(epochs=0), 'epochs=0 must be at least 1')])
+def test_the_page_of_own_data_ends_in_its_first_cell_at_what_cannot_be_meant(given, message, outputs):
+    with pytest.raises(ValueError, match=re.escape(message)): on_its_page(names := {}, **given)
+    assert 'found' not in names
+
+def test_the_page_of_own_data_reads_what_it_is_told_and_ends_with_long_pairs(tiny_own, outputs, tmp_path):
+    rows = [dict(nr=i, one=f'"the a of {i} '+'he she they '*40, two=f'is was {i*7%60} '+'not it '*40, mood=i%3, taste=i%2) for i in range(60)]
+    (tmp_path/'pairs.tsv').write_text('\n'.join('\t'.join(map(str, r)) for r in ([*rows[0]], *(r.values() for r in rows))))
+    told = dict(text='one', text_pair='two', label='mood', metric='macro_f1', share=.4, quotes='no')
+    on_its_page(names := {}, data=str(tmp_path/'pairs.tsv'), task='moods', methods='nods vkd', method='vkd', **told, **tiny_own)
+    found,first,choice = (names[k] for k in ('found','first','choice'))
+    assert (found.task.official, found.task.labels, found.task.metrics)==(('one','two','mood'), ('0','1','2'), ('macro_f1',))
+    assert found.counts.sum().tolist()==[36,24] and first.settings.lr==tiny_own['lr'] and first.settings.model==tiny_own['model']
+    assert {e.data.fingerprint for e in (first, *choice.planned)}=={found.fingerprint}
+    assert names['rows'].columns.tolist()==['text','text_pair'] and {len(r) for r in names['rows']['text'].str.split()}=={124}
+    both,alone = (names['classify'](names['rows'].head(2)[c].to_dict('records'))[0]['score'] for c in (['text','text_pair'], ['text']))
+    assert both!=alone, 'the second text is read, too'
+
 def test_a_command_takes_own_data(tiny_own, outputs, capsys):
     from fsd.__main__ import experiment
     exp = experiment(['--task','mine','--method','vkd','--data',str(example), *(str(a) for k,v in tiny_own.items() for a in (f'--{k}', v))])
