@@ -14,6 +14,7 @@ from fsd.settings import Settings
 from fsd.reading import SquadSettings
 from fsd.engine import sweep_on
 from fsd.compress import CompressionSettings
+from fsd.yours import of_own
 
 notebooks = root/'nbs'
 fields = set(Settings.__dataclass_fields__)
@@ -72,6 +73,11 @@ def test_types_of_parameters_are_those_of_the_settings(name, cls):
     kinds = get_type_hints(cls) | dict.fromkeys(beside, int)
     def words(kind): return next((o for o in get_args(kind) if o is not type(None)), kind).__name__
     assert {k:p['inferred_type_name'] for k,p in parameters(name).items()}=={k:words(kinds[k]) for k in parameters(name)}
+
+@pytest.mark.parametrize('name', ['distill', 'teacher', 'own_data'])
+def test_what_is_said_of_own_data_is_a_parameter_where_they_are_read(name):
+    found,kinds = parameters(name),{k:p['inferred_type_name'] for k,p in parameters('distill').items()}
+    assert {k:found[k]['inferred_type_name'] for k in of_own}=={k:kinds[k] for k in of_own}
 
 def test_types_of_a_sweeps_parameters_are_there():
     own,kinds = parameters('sweep'),get_type_hints(Settings)
