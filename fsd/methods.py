@@ -25,7 +25,7 @@ from .tasks import unknown
 from .values import Share
 from .made import whole_code
 from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, local
-from .memory import GlobalStructure
+from .memory import GlobalStructure, within
 from . import baselines
 from .paper import method_order
 from .terms import (Method, Pair, Side, Term, as_one, between_states, compared, compared_states, methods,
@@ -128,8 +128,8 @@ class GlobalTerm(nn.Module):
 
 def _filled(h, mask, length):
     "Each example as one token of `length` positions, those that it lacks zeros."
-    if (l := h.shape[1])>length: raise ValueError(f"features have {l} positions, more than the memory's {length}")
-    return F.pad(as_one(h, mask), (0, (length-l)*h.shape[2]))
+    h,mask = within(h, mask, length)
+    return F.pad(as_one(h, mask), (0, (length-h.shape[1])*h.shape[2]))
 
 def _of_centroids(pair, term):
     def make(h, mask): return torch.stack(term.structure.side(h, mask), 1)
