@@ -24,7 +24,7 @@ def names(
     valid,    # What there is
     what:str, # What these are names of, for the error
 )->tuple|None:
-    """Names from `words`; an unknown one is a `ValueError` with the nearest that is known.
+    """Names from `words`; a `ValueError` for one that is unknown, with the nearest, for one that stands twice, and for none.
 
     >>> names('rte, wnli', task_names, 'task')
     ('rte', 'wnli')
@@ -33,7 +33,9 @@ def names(
     found = tuple(words.replace(',', ' ').split() if isinstance(words, str) else words)
     for w in found:
         if w not in valid: raise unknown(what, w, valid)
-    return found
+    if len({*found})<len(found): raise ValueError(f"{what}s {', '.join(found)}: one of them stands twice")
+    if found: return found
+    raise ValueError(f"{what}s={words!r} names none; leave it out for the preset's own")
 
 # %% ../nbs/19_planned.ipynb #9bafaef0
 _count = setting("how many, for stages with more than one", low=1)
