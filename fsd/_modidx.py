@@ -1055,6 +1055,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.planned.Plan.planned': ('planned.html#plan.planned', 'fsd/planned.py'),
                              'fsd.planned.Plan.runs': ('planned.html#plan.runs', 'fsd/planned.py'),
                              'fsd.planned.Planned': ('planned.html#planned', 'fsd/planned.py'),
+                             'fsd.planned.check_stages': ('planned.html#check_stages', 'fsd/planned.py'),
                              'fsd.planned.key_of': ('planned.html#key_of', 'fsd/planned.py'),
                              'fsd.planned.names': ('planned.html#names', 'fsd/planned.py'),
                              'fsd.planned.seeds_of': ('planned.html#seeds_of', 'fsd/planned.py'),
