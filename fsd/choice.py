@@ -15,7 +15,7 @@ from . import runs
 from .experiment import Experiment
 from .kept import shown
 from .methods import methods as known_methods
-from .planned import names, seeds_of, share_of, stages_of
+from .planned import check_plural, names, seeds_of, share_of, stages_of
 from .plans import Preset, Stage, find_preset
 from .report import outdated
 from .runs import Run
@@ -79,6 +79,16 @@ def _simple(stages:tuple[Stage,...])->tuple[Stage,...]:
                              "a choice compares methods, each with one setting")
     return stages
 
+def _check_asked(data, params:dict):
+    "A `ValueError` for data that are not one's own, and for what only a sweep takes."
+    own,a_sweeps = "a choice is made on data of your own; give data=, such as data='reviews.csv'",'is for sweeps on GLUE'
+    if data is None: raise ValueError(own)
+    if isinstance(data, str) and data in ('auto','hub','demo'): raise ValueError(f"data={data!r} {a_sweeps}; {own}")
+    check_plural('a choice', params)
+    for k in ('engine','gpu_share','cpus','storage','seconds_per_step'):
+        if params.get(k) is not None:
+            raise ValueError(f"{k}={params[k]!r} {a_sweeps}; a choice, as of the preset mine, is one process")
+
 class Choice:
     "The methods of a preset on data of one's own, and which student to take."
     def __init__(self,
@@ -91,8 +101,7 @@ class Choice:
         holdout:float|None=None,   # Share of the training set that chooses, where it does
         **params,                  # Settings of all runs
     ):
-        if data is None:
-            raise ValueError("a choice is made on data of your own; give data=, such as data='reviews.csv'")
+        _check_asked(data, params)
         self.preset = find_preset(preset) if isinstance(preset, str) else preset
         self.task,self.tasks = tasks or self.preset.tasks[0],(tasks or self.preset.tasks[0],)
         asked = names(methods, known_methods, 'method')
