@@ -236,6 +236,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'fsd.choice.Choice._repr_markdown_': ('choice.html#choice._repr_markdown_', 'fsd/choice.py'),
                             'fsd.choice.Choice.advice': ('choice.html#choice.advice', 'fsd/choice.py'),
                             'fsd.choice.Choice.chosen': ('choice.html#choice.chosen', 'fsd/choice.py'),
+                            'fsd.choice.Choice.lacks': ('choice.html#choice.lacks', 'fsd/choice.py'),
                             'fsd.choice.Choice.results': ('choice.html#choice.results', 'fsd/choice.py'),
                             'fsd.choice.Choice.run': ('choice.html#choice.run', 'fsd/choice.py'),
                             'fsd.choice.Choice.runs': ('choice.html#choice.runs', 'fsd/choice.py'),

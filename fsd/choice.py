@@ -6,6 +6,7 @@
 __all__ = ['standing', 'advice', 'Choice', 'without_them', 'same_answers', 'brought']
 
 # %% ../nbs/18_choice.ipynb #cho00003
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 import numpy as np, pandas as pd
@@ -81,13 +82,13 @@ def _simple(stages:tuple[Stage,...])->tuple[Stage,...]:
 
 def _check_asked(data, params:dict):
     "A `ValueError` for data that are not one's own, and for what only a sweep takes."
-    own,a_sweeps = "a choice is made on data of your own; give data=, such as data='reviews.csv'",'is for sweeps on GLUE'
+    own,sweeps = "a choice is made on data of your own; give data=, such as data='reviews.csv'",'is for sweeps on GLUE'
     if data is None: raise ValueError(own)
-    if isinstance(data, str) and data in ('auto','hub','demo'): raise ValueError(f"data={data!r} {a_sweeps}; {own}")
+    if isinstance(data, str) and data in ('auto','hub','demo'): raise ValueError(f"data={data!r} {sweeps}; {own}")
     check_plural('a choice', params)
     for k in ('engine','gpu_share','cpus','storage','seconds_per_step'):
         if params.get(k) is not None:
-            raise ValueError(f"{k}={params[k]!r} {a_sweeps}; a choice, as of the preset mine, is one process")
+            raise ValueError(f"{k}={params[k]!r} {sweeps}; a choice, as of the preset mine, is one process")
 
 class Choice:
     "The methods of a preset on data of one's own, and which student to take."
@@ -108,6 +109,7 @@ class Choice:
         params = self.preset.params | {k:v for k,v in params.items() if v is not None}
         if held := share_of(self.preset, choose, holdout): params['holdout'] = held
         self.stages,self.out,self.planned = _simple(stages_of(self.preset, asked, seeds_of(seeds))),{},[]
+        self.failed = {} # (method, seed) to the error of the run
         for s in self.stages:
             try: self.planned += [Experiment(self.task, s.method, data, seed=n, **params) for n in s.seeds]
             except ValueError as e:
@@ -129,17 +131,28 @@ def runs(self:Choice)->dict[str,list[Run]]:
 @patch
 def _repr_markdown_(self:Choice)->str:
     done = self.runs()
-    n = {s.method:f"{len(done.get(s.method, []))}/{len(s.seeds)}" for s in self.stages if s.method not in self.out}
+    bad = {m:f', {n} failed' for m,n in Counter(m for m,_ in self.failed).items()}
+    n = {s.method:f"{len(done.get(s.method, []))}/{len(s.seeds)}{bad.get(s.method, '')}"
+         for s in self.stages if s.method not in self.out}
     rows = ['| method | runs done |', '|---|---|', *(f'| {m} | {k} |' for m,k in n.items())]
+    rows += [f'\n`{m}` with seed {seed} has failed: {why}' for (m,seed),why in self.failed.items()]
     return '\n'.join([*rows, *(f'\n`{m}` is left out: {why}' for m,why in self.out.items())])
 
 @patch
 def run(self:Choice, show:Callable[[str],None]=print):
-    "Do what is left, and tell `show` where it stands before each run."
+    "Do what is left, and tell `show` where it stands before each run; what a run that fails has printed is shown."
+    def stands(n):
+        show(f'{n-len(self.failed)} of {len(self.planned)} runs done'+f', {len(self.failed)} failed'*bool(self.failed))
+    self.failed.clear()
     for i,e in enumerate(self.planned):
-        show(f'{i} of {len(self.planned)} runs done')
-        with capture_output(): e.run()
-    show(f'{len(self.planned)} of {len(self.planned)} runs done')
+        stands(i)
+        try:
+            with capture_output() as printed: e.run()
+        except Exception as o:
+            last,self.failed[e.settings.method, e.settings.seed] = o,f'{type(o).__name__}: {o}'
+            printed.show()
+    stands(len(self.planned))
+    if len(self.failed)==len(self.planned): raise last
 
 # %% ../nbs/18_choice.ipynb #cho00017
 @patch
@@ -155,12 +168,24 @@ def chosen(self:Choice)->pd.DataFrame:
     return standing(found, self.split)
 
 @patch
+def lacks(
+    self:Choice,
+    found:dict[str,list[Run]], # From `runs`
+)->str:
+    "Which runs are not done, as a sentence; '' if all are."
+    done = {(m, o.seed) for m,os in found.items() for o in os}
+    asked = [(e.settings.method, e.settings.seed) for e in self.planned]
+    left = ', '.join(f'`{m}` (seed {seed})' for m,seed in asked if (m,seed) not in done)
+    return f'{len(done)} of {len(asked)} runs are done; missing: {left}. ' if left else ''
+
+@patch
 def advice(self:Choice)->str:
-    "Which student to take, how sure that is, and where it lies, in Markdown."
+    "Which student to take, how sure that is, and where it lies, in Markdown; first what is missing yet."
     found,table = self.runs(),self.chosen()
     one = found[table.index[0]][0]
     said = advice(table, len(self.planned[0].rows[self.split]), 100*next(iter(one.record['scores']['majority'][self.split].values())))
-    if said.startswith('**None'): return said
+    said = self.lacks(found) + said
+    if '**None' in said: return said
     if one.kind=='trials':
         return f"{said} Run `fsd.distill({self.task!r}, {table.index[0]!r}, …)` to have it learn from all training rows."
     return f'{said}\n\nThe student of seed {one.seed} is in `{shown(one.student_folder)}`.'
