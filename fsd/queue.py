@@ -15,6 +15,7 @@ from fastcore.basics import patch
 from fastcore.meta import delegates
 from filelock import FileLock, Timeout
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from .glue import load
 from .journal import open_study, unwarned
 from .kept import fingerprint, outputs
 from .models import weights_of
@@ -34,10 +35,12 @@ class Queue(Plan):
             raise ValueError(f"storage={storage!r}: under SQLite two processes may claim the same run; "
                              "leave storage out for a file, or give the URL of a database server")
         super().__init__(preset, **asked)
-        # all settings are looked at here, before anything is opened or written
+        rs = self.runs() # all settings are looked at here, before anything is opened or written
         models = {k:os.path.expanduser(self.params.get(k) or '') for k in ('model','teacher','student_model')}
         held = {k:weights_of(v) for k,v in models.items() if os.path.isdir(v)} # two folders may be called alike
-        named = dict(plan=[r.key for r in self.runs()], choose='holdout' if self.holdout else 'dev', **held)
+        if (s := rs[0].settings).data not in ('auto','hub','demo'): # two folders may hold other rows
+            held['data'] = [load(t, s.data, s.partial).fingerprint for t in self.tasks]
+        named = dict(plan=[r.key for r in rs], choose='holdout' if self.holdout else 'dev', **held)
         self.study_name = f'{self.name}-{fingerprint(**named)[:8]}'
         self.storage,self.since = storage,datetime.now()
 
