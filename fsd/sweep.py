@@ -58,8 +58,8 @@ def score(run:runs.Run)->float:
 @contextmanager
 def printed_to(path:Path):
     "What is printed or displayed meanwhile goes to the end of a file."
-    with (open(path, 'a', buffering=1) as f, redirect_stdout(f), redirect_stderr(f),
-          capture_output(stdout=False, stderr=False)): yield
+    with (open(path, 'a', buffering=1, encoding='utf-8', errors='backslashreplace') as f, redirect_stdout(f),
+          redirect_stderr(f), capture_output(stdout=False, stderr=False)): yield
 
 # %% ../nbs/19_sweep.ipynb #b3609a0a
 @patch
@@ -67,15 +67,16 @@ def do(self:Sweep, trial:Trial)->float:
     "Do the run that `trial` asks for, as Optuna's objective; what it prints goes to a file beside the journal."
     self.claim(trial)
     a = trial.user_attrs
-    with printed_to(self.folder/'runs'/f"{a['key']}.txt"):
-        try: run = Experiment(a['task'], a['method'], **self.params|a['params'], seed=a['seed']).run()
-        except Exception as e:
-            traceback.print_exc()
-            trial.set_user_attr('error', f'{type(e).__name__}: {e}')
-            raise
-    trial.set_user_attr('record', run.folder.relative_to(outputs()).as_posix())
-    if (each := pace(run)) and on_this_device(run): trial.set_user_attr('pace', each)
-    return score(run)
+    path = self.folder/'runs'/f"{a['key']}.txt"
+    try:
+        with printed_to(path): run = Experiment(a['task'], a['method'], **self.params|a['params'], seed=a['seed']).run()
+        trial.set_user_attr('record', run.folder.relative_to(outputs()).as_posix())
+        if (each := pace(run)) and on_this_device(run): trial.set_user_attr('pace', each)
+        return score(run)
+    except Exception as e:
+        trial.set_user_attr('error', f'{type(e).__name__}: {e}') # without it the run would be queued again at once
+        with printed_to(path): traceback.print_exc()
+        raise
 
 # %% ../nbs/19_sweep.ipynb #takes002
 @patch
