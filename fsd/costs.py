@@ -39,13 +39,14 @@ def teacher_of(r:Planned)->tuple:
     return r.task, *(getattr(r.settings, k) for k in (*of_rows, *of_both, *of_teachers))
 
 def teachers(rs:list[Planned])->list[Planned]:
-    "The first of the runs `rs` for each teacher that they need."
+    "The first of the runs `rs` for each teacher that is made for them."
     found = {}
-    for r in rs: found.setdefault(teacher_of(r), r)
+    for r in rs:
+        if not r.settings.teacher: found.setdefault(teacher_of(r), r)
     return list(found.values())
 
 def teacher_steps(rs:list[Planned])->int:
-    "Optimizer steps of the teachers that the runs `rs` need."
+    "Optimizer steps of the teachers that are made for the runs `rs`."
     return sum(steps(r.settings, examples(r.task, r.settings.data), r.settings.teacher_epochs) for r in teachers(rs))
 
 # %% ../nbs/19_costs.ipynb #cf254fab
