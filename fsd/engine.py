@@ -179,7 +179,8 @@ def room(self:RaySweep)->dict:
 # %% ../nbs/19_engine.ipynb #eng00029
 def carried()->dict[str,str]:
     "Variables that runs read, with the folder of all that is computed; no token."
-    own = {k:v for k,v in os.environ.items() if k.startswith(('FSD_','HF_H','ACCELERATE_','OMP_','TOKENIZERS_'))}
+    read = 'FSD_','HF_H','HF_ENDPOINT','HF_DATASETS_','TRANSFORMERS_','ACCELERATE_','OMP_','TOKENIZERS_'
+    own = {k:v for k,v in os.environ.items() if k.startswith(read)}
     return own | dict(FSD_OUTPUTS=str(outputs()))
 
 # %% ../nbs/19_engine.ipynb #eng00032
