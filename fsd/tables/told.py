@@ -17,7 +17,7 @@ from ..runs import Run
 from ..significance import baselines, informative
 from .ablation import variants
 from .memory import of_seed
-from .one_rate import compared, lead, over
+from .one_rate import apart, compared, lead, over
 from .structure import relations
 from ..tasks import by_metric, counted, joined, metric_word, tasks
 
@@ -39,6 +39,7 @@ class Place:
     def of(self, method:str)->list[Run]: return [o for o in self.runs if o.method==method]
     def mean(self, method:str)->float: return np.mean([*map(first_score, self.of(method))])
     def seeds(self, *methods:str)->int: return min(len(self.of(m)) for m in methods)
+    def each(self, *methods:str)->str: return each(*(len(self.of(m)) for m in methods))
 
     def level(self, who:str)->float: # Percent
         "What the 'teacher' or the 'majority' scores, first metric."
@@ -77,13 +78,15 @@ def mute(
 # %% ../../nbs/tables/told.ipynb #7c00000c
 _numbers = ('no','one','two','three','four','five')
 
-def each(n:int)->str:
-    """How many seeds a method has, in words.
+def each(*n:int)->str:
+    """How many seeds one method or several have, in words.
 
-    >>> each(1), each(3), each(12)
-    ('one seed', 'three seeds each', '12 seeds each')
+    >>> each(1), each(3, 3), each(12), each(3, 2), each(5, 1)
+    ('one seed', 'three seeds each', '12 seeds each', 'three and two seeds', 'five and one seed')
     """
-    return 'one seed' if n==1 else f"{_numbers[n] if n<len(_numbers) else n} seeds each"
+    words = [_numbers[v] if v<len(_numbers) else str(v) for v in n]
+    if len({*n})>1: return f"{joined(words)} seed{'s'*(n[-1]>1)}"
+    return 'one seed' if n[0]==1 else f'{words[0]} seeds each'
 
 def _claim(place:Place, claimed:pd.DataFrame)->pd.Series|None:
     "The row of `fsd.tables.claims.make` on the score and the baselines."
@@ -121,7 +124,9 @@ def beside(
 )->str:
     "How far a method is above or below another one."
     d,low,high = lead(place.of(method), place.of(other))
-    return f"{abs(d):.1f} points {'above' if d>0 else 'below'} `{other}`"+over(low, high).replace('(', f'({says}', 1)
+    far,*span = apart(d, low, high)
+    gap = f"{far:.1f} points {'below' if d<0 else 'above'}" if round(far, 1) else 'level with'
+    return f'{gap} `{other}`'+over(*span).replace('(', f'({says}', 1)
 
 def leads(
     place:Place,
@@ -130,15 +135,15 @@ def leads(
     "How far FSD is ahead in one place, and what could have been seen."
     row,metric,rival = _claim(place, claimed),place.metric,place.best(baselines)
     start = f"On {place} `fsd` has {'an' if metric[0] in 'Fa' else 'a'} {metric} of {place.mean('fsd'):.1f}"
-    n = place.seeds('fsd', rival) if rival else 0
+    n,many = (place.seeds('fsd', rival), place.each('fsd', rival)) if rival else (0, '')
     other = '95 % over other dev sentences '
     said = [f"{beside(place, 'fsd', 'nods', other)}, labels alone"] if place.of('nods') else []
     if rival: said.append(f"{beside(place, 'fsd', rival)}, {place.best_words()}")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
-        said[-1] += (f', which is not clear over seeds: with {each(n)} only a true lead of about {seen:.1f} points or more '
+        said[-1] += (f', which is not clear over seeds: with {many} only a true lead of about {seen:.1f} points or more '
                      'would be found clear among all claims, four times in five')
-    elif n and n<3: said[-1] += f', which {each(n)} cannot tell'
+    elif n and n<3: said[-1] += f', which {many} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
 def around(place:Place)->str:
@@ -156,7 +161,7 @@ def others(
     def one(p):
         rival = p.best(baselines)
         if not rival: return ''
-        return f"on {p}, `fsd` is {beside(p, 'fsd', rival)}, {p.best_words()}, {each(p.seeds('fsd', rival))}"
+        return f"on {p}, `fsd` is {beside(p, 'fsd', rival)}, {p.best_words()}, {p.each('fsd', rival)}"
     said = [*filter(None, map(one, rest))]
     words = '; '.join(said)
     return f'{words[:1].upper()}{words[1:]}.' if said else ''
@@ -173,14 +178,14 @@ def parts(
     of = {v:[p for p in where if pair(p, v)[0].runs] for v in variants}
     most = max(map(len, of.values()))
     if not most: return ''
-    def gain(v): return np.mean([part.mean(v)-whole.mean('fsd') for part,whole in (pair(p, v) for p in of[v])])
-    v = max((v for v in variants if len(of[v])==most), key=gain)
+    def gains(v): return [part.mean(v)-whole.mean('fsd') for part,whole in (pair(p, v) for p in of[v])]
+    v = max((v for v in variants if len(of[v])==most), key=lambda v: np.mean(gains(v)))
     def beside_whole(p):
         part,whole = pair(p, v)
         d,low,high = lead(part.runs, whole.runs)
-        return d, f'{d:+.1f} points{over(low, high)} on {p}, {each(part.seeds(v))}'
-    gains,said = zip(*map(beside_whole, of[v]))
-    start = 'Of its parts' if min(gains)>0 else 'No part of it is better throughout;'
+        return f'{d:+.1f} points{over(low, high)} on {p}, {part.each(v)}'
+    said = map(beside_whole, of[v])
+    start = 'Of its parts' if any(min(gains(u))>0 for u in variants if of[u]) else 'No part of it is better throughout;'
     return f"{start} `{v}` does best: beside the whole, {'; '.join(said)}."
 
 # %% ../../nbs/tables/told.ipynb #7c000017
@@ -262,7 +267,8 @@ def features(
     near,far = (own[own.verdict.isin(v)] for v in (('ahead','supported'),('behind','reversed')))
     them = 'any baseline' if len(place.rivals())==len(baselines) else _methods(place.rivals())
     said = [f"nearer to the teacher's than those of {them} by {_by_what(near.what)}"] if len(near) else []
-    if len(far): said.append(f"behind those of {_methods(dict.fromkeys(far.other))} by {_by_what(far.what)}")
+    behind = [f'those of `{m}` by {_by_what(far.what[far.other==m])}' for m in dict.fromkeys(far.other)]
+    if behind: said.append(f"behind {', and '.join(behind)}")
     return f"On {place} features of `fsd` are {'; '.join(said)}." if said else ''
 
 def claims_told(
