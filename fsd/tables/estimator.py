@@ -14,7 +14,7 @@ from ..paper import task_order
 from ..report import averaged, comparable, rates, reproduction, scores
 from ..runs import Run
 from ..significance import holm, visible
-from .claims import judged
+from .claims import judged, left
 from ..tasks import by_metric, counted, joined, metric_word, tasks
 
 # %% ../../nbs/tables/estimator.ipynb #65000006
@@ -88,18 +88,23 @@ def _by_teacher(ours:pd.Series, other:pd.Series)->str:
 def answers(
     of:dict[tuple,pd.Series], # As from `sides`
 )->pd.DataFrame: # Rows (question, under, method), columns lead, se, pairs, by teacher, p and to see
-    "How far the first side of each question is ahead over the pairs that both have, and Holm's p."
+    """How far the first side of each question is ahead over the pairs that both have, and Holm's p.
+
+    `to see` is how far it would have to be where that is not clear, for four times in five, at the level that Holm leaves.
+    """
     none,rows = pd.Series(dtype=float),{}
     for question,asked in questions.items():
         for at,(ours,other) in asked.items():
             a,b = of.get(ours, none),of.get(other, none)
             j = judged(a, b, paired=True)
             pairs,few = j['seeds'][0],j['seeds'][0]<3
-            rows[question,*at] = (j['lead'], j['se'], pairs, _by_teacher(a, b), np.nan if few else j['p'],
-                                  np.nan if few else visible(j['se'], j['df']))
+            rows[question,*at] = j['lead'], j['se'], j['df'], pairs, _by_teacher(a, b), np.nan if few else j['p']
     index = pd.MultiIndex.from_tuples(rows, names=['question','under','method'])
-    table = pd.DataFrame([*rows.values()], index, ['lead','se','pairs','by teacher','p','to see'])
-    return table.assign(p=table.groupby(level=0).p.transform(holm))
+    table = pd.DataFrame([*rows.values()], index, ['lead','se','df','pairs','by teacher','p'])
+    table = table.assign(p=table.groupby(level=0).p.transform(holm))
+    levels = table.groupby(level=0).p.transform(left)
+    see = [visible(*o) if p>=.05 else np.nan for p,*o in zip(table.p, table.se, table.df, levels)]
+    return table.drop(columns='df').assign(**{'to see':see})
 
 # %% ../../nbs/tables/estimator.ipynb #65000014
 _of = {'fsd_i':'intra alone', 'fsd_l':'local alone', 'fsd_g':'global alone',
@@ -116,7 +121,7 @@ def _clear(question:str, a:pd.DataFrame)->str:
     def row(k, r): return f"{_of[k[1]]+', ' if len(questions[question])>4 else ''}{k[0]} ({r.lead:+.1f} ± {r.se:.1f})"
     if sure := [row(k, r) for k,r in a[a.p<.05].iterrows()]: return f'clear with {joined(sure)}'
     least = a['to see'].dropna()
-    return 'none is clear'+(f', {_between(least, ".1f")} would have been seen' if len(least) else '')
+    return 'none is clear'+(f', {_between(least, ".1f")} would have been seen four times in five' if len(least) else '')
 
 def lines(
     found:Iterable[Run], # As from `both`
