@@ -95,6 +95,7 @@ def shares_figure(
             if not n: hole(ax, 'not measured' if any(o.method==m for o in found) else 'not run')
             else: names |= _stack(ax, own)
         for ax in axs[:,0]: ax.set_ylabel('%')
-        if names: fig.legend(handles=[Patch(color=c, label=l) for l,c in names.items()], loc='outside right center')
+        said = {c:', '.join(l for l,own in names.items() if own==c) for c in names.values()}
+        if names: fig.legend(handles=[Patch(color=c, label=l) for c,l in said.items()], loc='outside right center')
         for ax in axs[-1]: ax.set_xlabel('share of training')
     return fig
