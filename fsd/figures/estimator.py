@@ -42,6 +42,7 @@ def estimator_figure(
     shown = {q:there.loc[q] for q in questions if q in there.index.get_level_values(0)}
     title = f'{tasks[task].folder}: what each choice changes, in points of {metric_word(tasks[task].metrics[0])}'
     title += f'\n{joined(sorted({o.model for o in found}))}; a dot is a pair of students, a ring their mean'
+    if (there.pairs>2).any(): title += ', a line its 95 %'
     with style():
         tall = [max(2, len(rows)) for rows in shown.values()]
         size = (6.4, .27*sum(tall)+.55*len(shown))
