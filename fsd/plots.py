@@ -118,7 +118,7 @@ def _single(axs, n:pd.Series):
     "A line between rows with several values and those with one; `n` by row, from the top."
     several = sum(n>1)
     if 0<several<sum(n>0) and (n[:several]>1).all():
-        for ax in axs: ax.axhline(several-.5, color='0.75', lw=.8, ls=(0,(4,3)), zorder=.8)
+        for ax in axs: ax.axhline(several-.5, color='0.75', lw=.8, ls=(0,(4,3)), zorder=.8, label='below: one seed')
 
 def ranked(values:pd.Series)->list[str]: # By method, a row per run
     "Methods with several runs by their mean, the highest first, then those with one; of each the undefined last."

@@ -125,7 +125,7 @@ def test_restoration_says_spread_number_and_holes(drawn, found):
     assert sum('±' in w for w in words(drawn['restoration'])) == 4
     rows, = ([t.get_text() for t in ax.get_yticklabels()] for ax in drawn['restoration'].axes if ax.get_ylabel() == 'MRPC')
     assert rows[:3] == ['FSD (3)', 'PKT (1)', 'mine (1)'] and not rows[-1].endswith(')'), 'the best on top, several seeds above one, what was not run below'
-    assert [t.get_text() for t in drawn['restoration'].legends[0].get_texts()] == ['a seed', 'mean of several']
+    assert [t.get_text() for t in drawn['restoration'].legends[0].get_texts()] == ['a seed', 'mean of several', 'below: one seed']
 
 def test_restoration_has_the_line_of_a_constant_answer(tmp_path):
     def of(task, answers):
@@ -196,7 +196,7 @@ def test_the_best_is_on_top_with_its_seeds_and_one_seed_is_below_several():
     assert [list(l.get_xdata()) for l in fig.axes[0].lines if l.get_color() == '0.35'] == [[58, 66]]
     dots, = (l for l in fig.axes[0].lines if list(l.get_xdata()) == [62, 62] and l.get_ls() == 'None')
     assert len(set(dots.get_ydata())) == 2, 'equal scores are two dots'
-    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['a seed', 'mean of several', '95 % over dev sentences', 'majority', 'teacher', 'teacher = majority']
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ['a seed', 'mean of several', '95 % over dev sentences', 'majority', 'teacher', 'below: one seed', 'teacher = majority']
     assert collisions(fig) == ([], [])
 
 def test_a_peak_of_one_method_does_not_squeeze_the_others(tmp_path):
