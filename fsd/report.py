@@ -246,7 +246,7 @@ def rates(
     found,of = list(found),{}
     for o in found:
         if lr := o.record['settings'].get('lr'): of.setdefault(o.method, set()).add(lr)
-    def word(lr): return f'{lr:.1e}'.replace('.0e', 'e').replace('e-0', 'e-')
+    def word(lr): return re.sub(r'\.?0*e([+-])0?', r'e\1', f'{lr:e}')
     return {o.method:'/'.join(word(v) for v in sorted(of.get(o.method, ()))) for o in found}
 
 # %% ../nbs/17_report.ipynb #c7155492
@@ -311,7 +311,7 @@ def marked(
     out = frame.astype(object)
     for c in frame.columns if columns is None else columns:
         words = frame[c].loc[list(among)].map(lambda v: _word(v, decimals))
-        v = pd.to_numeric(words.str.split().str[0], errors='coerce')
+        v = pd.to_numeric(words.str.split().str[0].str.replace('<0.', '0.0'), errors='coerce') # '<0.01' is above 0
         seeds = pd.to_numeric(words.str.extract(r'[(×](\d+)\)?$')[0])
         if (seeds>1).any(): v = v.where(seeds>1)
         if (v==v.max()).sum()==1: out.at[v.idxmax(),c] = f'**{words[v.idxmax()]}**'
