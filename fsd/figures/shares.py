@@ -7,7 +7,7 @@ __all__ = ['phases', 'looks', 'phase', 'make', 'shares_figure']
 
 # %% ../../nbs/figures/shares.ipynb #5b000004
 import re
-import pandas as pd
+import numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -60,10 +60,18 @@ def make(
 _looks = {'ce':('labels','#b5b5b5'), 'kd':('logits','#56b4e9'), 'intra':('intra','#fbd9c5'),
           'local':('local','#f0965f'), 'global':('global','#a33c00')}
 
+def _over_seeds(frame:pd.DataFrame)->pd.DataFrame: # Rows are places in the training, columns terms
+    "Mean shares of one method; of each seed looks are joined by lines, and the last holds to the end."
+    at,terms = sorted({*frame['at'], 1.}),frame.term.unique()
+    def joined(own):
+        wide = own.pivot_table('share', 'at', 'term').reindex(columns=terms).fillna(0)
+        return pd.DataFrame({t:np.interp(at, wide.index, wide[t]) for t in terms}, at)
+    each = [joined(own) for _,own in frame.groupby('seed')]
+    return sum(each)/len(each)
+
 def _stack(ax, frame:pd.DataFrame)->dict: # Label to colour
-    "Shares of the terms of one method over its training, mean over seeds, one on top of the other."
-    wide = frame.pivot_table('share', 'at', 'term', sort=False).sort_index().fillna(0)
-    wide.loc[1.] = wide.iloc[-1] # to the end, as last seen
+    "Shares of the terms of one method over its training, one on top of the other."
+    wide = _over_seeds(frame)
     spare = iter(['#009e73','#8fd3b6','#cc79a7','#e7b8d0','#0072b2','#f0e442'])
     drawn = {t:_looks.get(t) or (t, next(spare, '0.5')) for t in wide}
     ax.stackplot(wide.index, 100*wide.to_numpy().T, colors=[c for _,c in drawn.values()], ec='white', lw=.4)
@@ -84,6 +92,7 @@ def shares_figure(
     measured = [o for o in found if o.record.get('shares')]
     title = (f"{tasks[task].folder}: share of each term in the gradient of the student's encoder\n"
              f'{padded[padding]}, {cka} CKA')
+    cols = min(cols, max(3, len(methods)))
     rows = -(-len(methods)//cols)
     with style():
         fig,axs = figure(rows=rows, cols=cols, size=(1.8,2.1), **caption(title, measured))

@@ -271,6 +271,14 @@ def features(
     if behind: said.append(f"behind {', and '.join(behind)}")
     return f"On {place} features of `fsd` are {'; '.join(said)}." if said else ''
 
+def _borne_out(yes:pd.DataFrame)->str:
+    "Which claims the rows `yes` are, in brackets."
+    def one(what, task, own):
+        if what=='CKA, biased': return 'biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run'
+        return f'{what} beside {_methods(own.other)} on {tasks[task].folder}'
+    said = dict.fromkeys(one(*k, own) for k,own in yes.groupby(['what','task'], sort=False))
+    return f" ({'; '.join(said)})" if said else ''
+
 def claims_told(
     claimed:pd.DataFrame, # From `fsd.tables.claims.make`
     encoder:str, # Its short name
@@ -279,12 +287,10 @@ def claims_told(
     of_paper = claimed[claimed.claimed.astype(bool)]
     if not len(of_paper): return ''
     n,yes = of_paper.verdict.value_counts(),of_paper[of_paper.verdict=='supported']
-    own = ' (biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run)'
-    own *= {*yes.what}=={'CKA, biased'}
     few = int(sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided'])))
     if n.get('too few seeds', 0)==len(of_paper):
         return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
-    parts = [f"supported: {n.get('supported', 0) or 'none'}{own}", f"reversed: {n.get('reversed', 0) or 'none'}",
+    parts = [f"supported: {n.get('supported', 0) or 'none'}{_borne_out(yes)}", f"reversed: {n.get('reversed', 0) or 'none'}",
              f"undecided: {n.get('undecided', 0) or 'none'}"]
     if few: parts.append(f'with too few seeds, or without a spread: {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
