@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'Checked', 'pushing',
-           'Pushes', 'check_finished', 'WholeStudent']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'check_read', 'Checked',
+           'pushing', 'Pushes', 'check_finished', 'WholeStudent']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
@@ -27,7 +27,7 @@ from .methods import Objective, check_shows, one_each
 from .terms import Method, Pair
 from .job import OneDevice
 from .together import check_processes
-from .pairs import check_padding, label_kind, missing_label, own_words
+from .pairs import check_evaluated, check_labels, check_lengths, check_padding, label_kind, missing_label, own_words
 from .words import OtherWords
 
 # %% ../nbs/10_given.ipynb #5d1c7a40
@@ -246,6 +246,20 @@ def paddings(
     if args.padding!='paper' or all(kind!='hidden' for kind,_ in objective.needs_s): return collate(pad, missing=missing),longest
     for m in (model, taught_by): check_length(m, args.max_length)
     return collate(pad, args.max_length, missing), longest
+
+# %% ../nbs/10_given.ipynb #read0002
+def check_read(
+    collator,       # For training, as from `paddings`
+    models,         # That read its batches, the student first; what is no model has no limit
+    rows,           # Training data
+    evaluated=None, # `eval_dataset`
+    classed:bool=True, # Whether a term reads classes
+):
+    "A `ValueError` naming a row that has more tokens than fit, or a label that is no class."
+    classes = models[0].config.num_labels
+    if classed: check_labels(rows, classes)
+    check_lengths(rows, collator.keywords['length'] or min(positions(m) for m in models if isinstance(m, nn.Module)))
+    check_evaluated(evaluated, classes)
 
 # %% ../nbs/10_given.ipynb #d3c70012
 class Checked:

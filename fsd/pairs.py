@@ -4,18 +4,20 @@
 
 # %% auto #0
 __all__ = ['own_words', 'logits_per_row', 'spelled', 'label_names', 'check_label_names', 'name_labels', 'check_padding',
-           'check_apart', 'check_pair', 'label_kind', 'check_labels', 'missing_label']
+           'check_apart', 'check_pair', 'label_kind', 'check_labels', 'missing_label', 'check_evaluated',
+           'check_lengths']
 
 # %% ../nbs/10_pairs.ipynb #be948232
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import numpy as np
+import pyarrow as pa, pyarrow.compute as pc
 import torch
 from torch import nn
 from datasets import Dataset
 from .blocks import plain
 from .passes import still, token_read
-from .rows import has_label, listed, row_name
+from .rows import has_label, listed, row_name, tokens
 from .features import KeptTeacher
 from .words import OtherWords
 
@@ -191,3 +193,40 @@ def missing_label(
     if has.all() or not has.any(): return None
     print(f'{(~has).sum():,} of {len(has):,} training rows have no label: they take part in every term but that of the labels', flush=True)
     return {'single':-100, 'regression':float('nan')}.get(kind, [float('nan')]*classes)
+
+# %% ../nbs/10_pairs.ipynb #pai70002
+def check_evaluated(
+    rows,        # `eval_dataset`: rows, several sets of them by name, or nothing
+    classes:int, # C of the student
+    name:str='eval_dataset', # For the message
+):
+    "A `ValueError` unless all of `rows` have a label, one of the `classes`, or none has one."
+    if isinstance(rows, Mapping):
+        for k,o in rows.items(): check_evaluated(o, classes, f'{name}[{k!r}]')
+    elif _plain(rows) and len(rows) and (has := has_label(rows)).any():
+        if not has.all():
+            raise ValueError(f"{name}: {row_name(listed(rows), has.argmin())} has no label, and others have one; "
+                             "leave rows without a label out, to predict them by themselves")
+        try: check_labels(rows, classes)
+        except ValueError as e: raise ValueError(f'{name}: {e}') from None
+
+# %% ../nbs/10_pairs.ipynb #pai70005
+def _sizes(rows)->np.ndarray: # (N,)
+    "How many `input_ids` each of `rows` has, padding included; 0 where they are no list."
+    if not isinstance(rows, Dataset):
+        return np.array([len(v) if hasattr(v := r.get('input_ids'), '__len__') else 0 for r in rows])
+    if 'input_ids' not in rows.column_names: return np.zeros(len(rows))
+    ids = rows.select_columns('input_ids').with_format('arrow')[:]['input_ids']
+    try: return pc.list_value_length(ids).fill_null(0).to_numpy()
+    except pa.ArrowNotImplementedError: return np.zeros(len(rows))
+
+def check_lengths(
+    rows,     # Training data
+    most:int, # Tokens
+):
+    "A `ValueError` naming the longest of `rows` if it has more than `most` tokens."
+    if not _plain(rows) or not len(rows) or not len(over := np.flatnonzero(_sizes(rows := listed(rows))>most)): return
+    n = tokens([rows[int(i)] for i in over])[1]
+    if n.max()<=most: return
+    raise ValueError(f"{row_name(rows, over[n.argmax()])} has {n.max()} tokens, and {most} fit; "
+                     f"cut rows when they are tokenised (truncation=True, max_length={most})")
