@@ -694,6 +694,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.given.as_pair': ('given.html#as_pair', 'fsd/given.py'),
                            'fsd.given.as_teacher': ('given.html#as_teacher', 'fsd/given.py'),
                            'fsd.given.check_arguments': ('given.html#check_arguments', 'fsd/given.py'),
+                           'fsd.given.check_collator': ('given.html#check_collator', 'fsd/given.py'),
                            'fsd.given.check_compared': ('given.html#check_compared', 'fsd/given.py'),
                            'fsd.given.check_finished': ('given.html#check_finished', 'fsd/given.py'),
                            'fsd.given.check_memory': ('given.html#check_memory', 'fsd/given.py'),

@@ -4,22 +4,23 @@
 
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
-           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'check_read', 'Checked',
-           'pushing', 'Pushes', 'check_finished', 'WholeStudent']
+           'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'check_read',
+           'check_collator', 'Checked', 'pushing', 'Pushes', 'check_finished', 'WholeStudent']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import warnings
+from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn, Tensor
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, TrainingArguments
 from .glue import hub_says
 from .settings import Knobs, Settings
 from .values import allowed
-from .rows import collate, tokens
+from .rows import collate, listed, tokens
 from .blocks import check_length, depth, plain, positions
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
@@ -119,6 +120,7 @@ def check_arguments(
                        "make a DistillationTrainer for each student instead")
     refuse(compute_loss_func, "compute_loss_func would replace the method's loss; "
                               "add a term of your own to a Method (see fsd.methods)")
+    if isinstance(train_dataset, Mapping): listed(train_dataset) # says which splits
     refuse(parameter_groups and optimizers[0], "both optimizers and parameter_groups are given; pass one of them")
     refuse(not (parameter_groups is None or callable(parameter_groups)),
            "parameter_groups is a function, (lr, weight_decay) -> groups; for a list of groups, pass optimizers")
@@ -215,6 +217,8 @@ def as_teacher(teacher, objective, args):
     if not objective.uses_teacher: return None
     refuse(teacher is None, f"the terms {terms} need a teacher: pass a model, a folder or kept features")
     if isinstance(teacher, nn.Module): return _as_live(teacher, needs, args.padding)
+    refuse(not callable(teacher) or isinstance(teacher, type),
+           f"teacher={teacher!r:.80} is none; pass a model, a folder or kept features")
     has,padding = getattr(teacher, 'needs', needs),getattr(teacher, 'padding', args.padding)
     refuse(needs-has, f"the teacher's features lack {sorted(needs-has)}, they are {sorted(has)}; "
                       "keep them again with all that the method needs")
@@ -260,6 +264,25 @@ def check_read(
     if classed: check_labels(rows, classes)
     check_lengths(rows, collator.keywords['length'] or min(positions(m) for m in models if isinstance(m, nn.Module)))
     check_evaluated(evaluated, classes)
+
+# %% ../nbs/10_given.ipynb #coll0002
+def check_collator(
+    collator, # That was given
+    rows,     # Training data
+    args:DistillationConfig,
+    objective:Objective,
+):
+    "A `ValueError` if transformers' padding collator would meet text; a warning if it pads otherwise than `padding` says."
+    if not isinstance(collator, DataCollatorWithPadding): return
+    columns = getattr(rows, 'features', None) or {}
+    text = [k for k,f in columns.items() if getattr(f, 'dtype', None) in ('string','large_string')]
+    if text and not args.remove_unused_columns:
+        raise ValueError(f"the data_collator cannot pad the column {text[0]!r}, which is text; "
+                         "leave data_collator out, as rows are padded without one, or set remove_unused_columns=True")
+    whole = args.padding=='paper' and any(kind=='hidden' for kind,_ in objective.needs_s)
+    if whole and (collator.padding!='max_length' or collator.max_length!=args.max_length):
+        warnings.warn(f"padding='paper' has every batch padded to max_length={args.max_length}, "
+                      "and the data_collator pads otherwise; leave data_collator out, or set padding='masked'")
 
 # %% ../nbs/10_given.ipynb #d3c70012
 class Checked:

@@ -33,8 +33,8 @@ from .processes import by_first, met
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_compared,
-                       check_memory, check_read, check_student, pad_of, paddings, read_teacher)
+from .given import (Checked, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_collator,
+                       check_compared, check_memory, check_read, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
 class DistillationTrainer(Pushes, WholeStudent, Trainer):
@@ -79,7 +79,8 @@ class DistillationTrainer(Pushes, WholeStudent, Trainer):
         pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class, pair.missing)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
         if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)
-        if not given: check_read(pads[0], (model, shown), train_dataset, kwargs.get('eval_dataset'), classed)
+        if given: check_collator(given, train_dataset, args, self.objective)
+        else: check_read(pads[0], (model, shown), train_dataset, kwargs.get('eval_dataset'), classed)
         super().__init__(model, args, pads[0], train_dataset, processing_class=processing_class, **kwargs)
         self.objective.to(self.args.device)
         if isinstance(self.teacher, LiveTeacher): self.teacher.model.to(self.args.device)
