@@ -234,6 +234,8 @@ def origin(self:DistillationTrainer)->dict:
         **{f'weight of {n}': [w(i,10) for i in range(11)] if callable(w) else w for n,w in o.weights.items()},
         'schedule':self.method.schedule, **that_matter(a, knobs), 'optim':a.optim,
         **{k:getattr(a,k) for k in ('label_smoothing_factor', 'seed', 'data_seed', 'learning_rate', 'weight_decay')},
+        **{k:v for k in ('adam_beta1', 'adam_beta2', 'adam_epsilon', 'optim_args')
+           if (v := getattr(a,k))!=a.__dataclass_fields__[k].default},
         'rows in a step':a.train_batch_size*a.gradient_accumulation_steps*a.world_size,
         'train_dataset':data_of(self.train_dataset), 'student':fingerprint(shapes=shapes),
         'teacher':teacher_of(self.teacher), 'memory':digits_of(self.memory) if remembers else None})
