@@ -29,7 +29,7 @@ from .pairs import check_pair, name_labels
 from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
 from .together import Reach, Whole, differ, rows_of_last
-from .processes import by_first, met
+from .processes import by_first, met, wait
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
@@ -275,7 +275,8 @@ def _load_best_model(self:DistillationTrainer):
 
 @patch
 def _push_from_checkpoint(self:DistillationTrainer, checkpoint_folder):
-    self._finish_checkpoint(Path(checkpoint_folder))
+    wait() # each process has its random state in there
+    if self.is_world_process_zero(): self._finish_checkpoint(Path(checkpoint_folder))
     with within(self.processing_class, positions_of(self.model)): super(DistillationTrainer, self)._push_from_checkpoint(checkpoint_folder)
 
 # %% ../nbs/10_trainer.ipynb #3f04ad67
