@@ -22,7 +22,7 @@ from .passes import forward
 from .features import LiveTeacher
 from .taught import Taught
 from .methods import Objective, find_method, find_term
-from .terms import Method, schedule_knobs
+from .terms import Method, schedule_knobs, schedules
 from .machine import bf16_products
 from .job import LogBeforeSave, NonFinite, SaveAfterEvaluating, save_sealed
 from .pairs import check_pair, name_labels
@@ -386,7 +386,9 @@ def _init_training_state(self:DistillationTrainer, *args, **kwargs):
 
     That is an earlier one, or one with a batch that `auto_find_batch_size` found too large.
     """
-    self.sums = {}
+    self.sums,o = {},self.objective
+    if o.schedule and not args[3]: o.schedule = schedules[self.method.schedule](self.pair) # not resumed
+    o.to(self.args.device)
     differ(self.args.seed)
     return super(DistillationTrainer, self)._init_training_state(*args, **kwargs)
 
