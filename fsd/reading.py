@@ -51,7 +51,8 @@ def load_reader(
     if not _built_like_bert(config): raise other
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        m,info = AutoModelForQuestionAnswering.from_pretrained(model, dtype=torch.float32, output_loading_info=True)
+        how = dict(dtype=torch.float32, output_loading_info=True, num_labels=2) # a start and an end
+        m,info = AutoModelForQuestionAnswering.from_pretrained(model, **how)
     if not hasattr(m.base_model, 'embeddings'): raise other
     _check_whole(model, m, info)
     return m.eval()
