@@ -68,9 +68,10 @@ def window_logits(
     "Run `model` over all windows."
     out,inputs = [],found.remove_columns(['start_positions','end_positions','row','offsets'])
     pad = DataCollatorWithPadding(rightwards(tokenizer))
+    def together(rows): return [len(r['input_ids']) for r in rows],pad(rows)
     with quiet():
-        for batch in DataLoader(inputs, batch_size, collate_fn=pad):
-            o,lengths = model(**batch.to(model.device)),batch['attention_mask'].sum(1).tolist()
+        for lengths,batch in DataLoader(inputs, batch_size, collate_fn=together):
+            o = model(**batch.to(model.device))
             scores = zip(lengths, o.start_logits.float().cpu(), o.end_logits.float().cpu())
             out += [(start[:n], end[:n]) for n,start,end in scores]
     return out
