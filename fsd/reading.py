@@ -240,11 +240,11 @@ def _wrapped(text:str, tags:list[str])->str:
     return text
 
 def _marks(context:str, text:str, answers:dict)->list[tuple[int,int,str]]:
-    "Where the first gold answer and the prediction stand: start, end and tag."
+    "Where the first gold answer and the prediction, if it is of the context, stand: start, end and tag."
     marks = [(i, i+len(t), 'u') for t,i in zip(answers['text'][:1], answers['answer_start'])]
     if not text: return marks
     at = next((x for x,_,_ in marks if context.startswith(text, x)), context.find(text))
-    return [*marks, (at, at+len(text), 'b')]
+    return marks if at<0 else [*marks, (at, at+len(text), 'b')]
 
 # %% ../nbs/16_reading.ipynb #2ae19730
 def _marked(context:str, text:str, answers:dict, around:int=90)->str:
