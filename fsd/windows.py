@@ -70,6 +70,9 @@ def _check_room(tokenizer:Callable, max_length:int, stride:int, max_question:int
     for n in ('cls_token','pad_token'):
         if getattr(tokenizer, f'{n}_id') is None:
             raise ValueError(f'{name} has no {n}, which marks that there is no answer, or fills up what is short')
+    if tokenizer.cls_token_id not in tokenizer('a', 'a')['input_ids']:
+        raise ValueError(f'{name} does not put its {tokenizer.cls_token} into what it writes, so that nothing marks '
+                         'that there is no answer; give it a post-processor (TemplateProcessing of tokenizers)')
     room = max_length-max_question-tokenizer.num_special_tokens_to_add(pair=True)
     if stride>=room:
         raise ValueError(f'max_length={max_length} leaves {room} tokens for the context behind a question of '
