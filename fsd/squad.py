@@ -197,8 +197,10 @@ def load_squad(
     ({'train': 800, 'validation': 160}, False)
     """
     if version not in sizes: raise unknown('version', version, sizes)
+    if source=='auto' and (source := os.environ.get('FSD_SQUAD', '').strip() or source) not in ('auto','hub','demo'):
+        if not Path(source).expanduser().exists():
+            raise FileNotFoundError(f"FSD_SQUAD={source!r} is not a folder or file; set it to SQuAD's, or unset it")
     if source=='demo': return _from_demo(version, 'as asked')
-    if source=='auto' and (path := os.environ.get('FSD_SQUAD')): source = path
     if source not in ('auto','hub'): return _from_path(Path(source).expanduser(), version)
     if found := _from_hub(version): return found
     if source=='auto': return _from_demo(version, 'FSD_SQUAD is not set and the Hugging Face hub is out of reach')
