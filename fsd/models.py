@@ -56,7 +56,7 @@ def check_folder(path:Path|str)->Path:
     if lacks: raise ValueError(f"{path} is not a model folder: it has no {' and no '.join(lacks)}{_of_run(path)}")
     whole = 'model.safetensors' if weights[0].suffix=='.safetensors' else 'pytorch_model.bin'
     index = path/f'{whole}.index.json'
-    parts = {*read_json(index)['weight_map'].values()} if index.is_file() else set()
+    parts = {*read_json(index)['weight_map'].values()} if index.is_file() and not (path/whole).is_file() else set()
     if gone := sorted(parts-{f.name for f in weights}):
         raise ValueError(f'{path} lacks {len(gone)} of its {len(parts)} weight files, the first {gone[0]}; '
                          'copy or download the model again')

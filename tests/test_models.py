@@ -268,3 +268,13 @@ def test_a_folder_that_lacks_one_of_its_files_of_weights_is_refused(tmp_path):
     one,*rest = sorted(tmp_path.glob('*.safetensors'))
     one.unlink()
     with pytest.raises(ValueError, match=f'lacks 1 of its {len(rest)+1} weight files, the first {one.name}'): check_folder(tmp_path)
+
+def test_a_model_saved_whole_where_it_lay_in_parts_is_whole(tmp_path):
+    from conftest import little
+    from fsd.models import check_folder, model_fingerprint
+    little(4).save_pretrained(tmp_path, max_shard_size='10KB')
+    little(4).save_pretrained(tmp_path)
+    assert (tmp_path/'model.safetensors.index.json').is_file() and check_folder(tmp_path)==tmp_path
+    with_list = model_fingerprint(tmp_path)
+    (tmp_path/'model.safetensors.index.json').unlink()
+    assert model_fingerprint(tmp_path)==with_list
