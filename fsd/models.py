@@ -102,7 +102,7 @@ def packaged()->Path|None:
 
 # %% ../nbs/04_models.ipynb #55a0196f
 _safe = ['config.json', '*.safetensors', '*.safetensors.index.json', 'tokenizer*', 'vocab*', '*.model', 'merges.txt',
-         'special_tokens_map.json', 'README.md']
+         'bpe.codes', 'added_tokens.json', 'entity_vocab.json', 'word_*.json', 'special_tokens_map.json', 'README.md']
 _pickles = ['pytorch_model*.bin', 'pytorch_model*.index.json']
 
 def from_hub(name:str)->ModelPath:
