@@ -61,7 +61,8 @@ def _hooks(model:nn.Module, wanted:set, watch:Watch, hidden:dict)->list:
     found,top = blocks(model),depth(model)
     once = {id(b):b for b in found}.values()
     if len(once)<top:
-        return [h for b in once for h in _hook(b, itertools.count(1).__next__, wanted, top, watch, hidden)]
+        called = itertools.count(1).__next__
+        return [h for b in once for h in _hook(b, called, wanted, top, watch, hidden)]
     asked = {l+1 if k=='hidden' and l<top else l for k,l in wanted}
     return [h for l in sorted(asked) for h in _hook(found[l-1], lambda l=l: l, wanted, top, watch, hidden)]
 
