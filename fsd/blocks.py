@@ -182,8 +182,8 @@ def cut(
 
     `range(2, 13, 2)` is every other one of twelve. A `ValueError` if `keep` is all blocks, or not in order.
     Where the blocks share their weights (ALBERT), a warning says that the student has all of them:
-    it is faster, not smaller. Another names what is drawn anew beside the classifier, as its shape depends on the
-    number of blocks (the contacts of ESM).
+    it is faster, not smaller; if they do so in groups, none can be cut. Another names what is drawn anew beside
+    the classifier, as its shape depends on the number of blocks (the contacts of ESM).
 
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> tiny = dict(vocab_size=64, hidden_size=8, num_attention_heads=2, intermediate_size=16)
@@ -198,6 +198,9 @@ def cut(
     if not 1<=len(keep)<n or keep!=sorted({*keep} & {*range(1, n+1)}):
         raise ValueError(f'keep={keep}: a student keeps 1 to {n-1} of the blocks 1 to {n}, each once, lowest first')
     if shares_weights(model):
+        if len({*map(id, blocks(model))})>1:
+            raise ValueError(f'the {n} blocks of this {name} share their weights in groups, and the group that a block '
+                             'calls goes by their number: no student is cut from it')
         warnings.warn(f'the {n} blocks of this {name} share their weights: '
                       f'a student that calls {len(keep)} of them has as many parameters')
     with seeded(seed): student = type(model)(trimmed(model.config, keep))
