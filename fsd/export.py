@@ -6,7 +6,7 @@
 __all__ = ['check_installed', 'to_onnx']
 
 # %% ../nbs/15_export.ipynb #33b17668
-import contextlib, io, logging, os, tempfile, warnings
+import contextlib, inspect, io, logging, os, tempfile, warnings
 from importlib.util import find_spec
 from pathlib import Path
 import torch
@@ -27,22 +27,25 @@ def to_onnx(
     folder:str|Path,         # A classifier with its tokenizer
     file:str|Path|None=None, # `model.onnx` in the folder if None
 )->Path: # Of the file
-    """Write the classifier in `folder` as ONNX: the tokenizer's fields in, `logits` out, rows and length open.
+    """Write the classifier in `folder` as ONNX: what it reads of the tokenizer's fields in, `logits` out.
 
-    The file is whole, or as it was. An `ImportError` says what has to be installed for it.
+    Rows and length are open. The file is whole, or as it was. An `ImportError` says what has to be installed for it.
 
     >>> to_onnx('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525') # doctest: +SKIP
     PosixPath('outputs/students/mine-all-minilm-l6-v2-fsd-s0-880e543224336525/model.onnx')
     """
     check_installed('onnx', 'onnxscript')
-    folder = check_folder(folder)
-    file,tokenizer = Path(file or folder/'model.onnx'),load_tokenizer(folder)
+    folder = check_folder(os.path.expanduser(folder))
+    file,tokenizer = Path(os.path.expanduser(file or folder/'model.onnx')),load_tokenizer(folder)
     with quiet(): model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=torch.float32).eval()
-    batch = dict(tokenizer(['One text.', 'Another, a longer text.'], padding=True, return_tensors='pt'))
+    reads = inspect.signature(model.forward).parameters
+    given = tokenizer(['One text.', 'Another, a longer text.'], padding=True, return_tensors='pt')
+    batch = {k:v for k,v in given.items() if k in reads}
     most = min(positions(model), tokenizer.model_max_length, 2**20)
     axes = {0:torch.export.Dim('rows'), 1:torch.export.Dim('length', max=int(most))}
     how = dict(kwargs=batch, input_names=[*batch], output_names=['logits'], dynamo=True,
                dynamic_shapes=dict.fromkeys(batch, axes), external_data=model.num_parameters()>4e8)
+    file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as d:
         with _hushed(): torch.onnx.export(model, (), Path(d)/file.name, **how)
         for made in sorted(Path(d).iterdir(), reverse=True): # weights beside it first
