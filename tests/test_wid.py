@@ -367,7 +367,7 @@ def test_half_a_model_is_refused(outputs, small, tiny_bert, tmp_path):
     shutil.copytree(tiny_bert, tmp_path/'half')
     weights = load_file(tmp_path/'half'/'model.safetensors')
     save_file({k:v for k,v in weights.items() if 'layer.1.' not in k}, tmp_path/'half'/'model.safetensors', {'format':'pt'})
-    with pytest.raises(ValueError, match='lacks 16 weights of a BERT, the first bert.encoder.layer.1'): Compression(**choices(**small | dict(model=str(tmp_path/'half'))))
+    with pytest.raises(ValueError, match='lacks 16 weights of a bert encoder, the first bert.encoder.layer.1'): Compression(**choices(**small | dict(model=str(tmp_path/'half'))))
 
 corpora = {'a.jsonl':'{"text": "the a"}\n{"text": "of b", "n": 1}\n\n{"text": null}\n{"text": "in c"}', 'b.json':json.dumps([dict(text=t) for t in ('the a','of b','in c')]),
            'c.csv':'text\nthe a\nof b\nin c\n', 'd.tsv':'n\ttext\n1\tthe a\n2\tof b\n3\tin c\n', 'e.txt':'the a\r\n\r\nof b\r\nin c', 'f.txt.gz':'the a\nof b\n\nin c\n', 'g.jsonl.gz':'{"text": "the a"}\n{"text": "of b"}\n{"text": "in c"}'}
