@@ -63,10 +63,11 @@ def _is_json(text:str)->bool:
 # %% ../nbs/11_compress.ipynb #4b256f41
 def _read(path:Path)->list[str]:
     "Lines of a text file, or the texts of a table; each perhaps compressed by gzip."
-    stem = Path(path.name.removesuffix('.gz')).suffix
-    if (path.suffix=='.gz' or stem in _tables) and path.stat().st_size:
+    name = path.name.lower()
+    stem = Path(name.removesuffix('.gz')).suffix
+    if (name.endswith('.gz') or stem in _tables) and path.stat().st_size:
         return _table(path, *_tables.get(stem, ('text',{})))
-    try: text = path.read_text(encoding='utf-8')
+    try: text = path.read_text(encoding='utf-8-sig')
     except UnicodeDecodeError as e:
         raise ValueError(f'{path}: not UTF-8 text ({e.reason} at byte {e.start+1})') from None
     if _is_json(text):

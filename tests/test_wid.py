@@ -370,13 +370,14 @@ def test_half_a_model_is_refused(outputs, small, tiny_bert, tmp_path):
     with pytest.raises(ValueError, match='lacks 16 weights of a bert encoder, the first bert.encoder.layer.1'): Compression(**choices(**small | dict(model=str(tmp_path/'half'))))
 
 corpora = {'a.jsonl':'{"text": "the a"}\n{"text": "of b", "n": 1}\n\n{"text": null}\n{"text": "in c"}', 'b.json':json.dumps([dict(text=t) for t in ('the a','of b','in c')]),
-           'c.csv':'text\nthe a\nof b\nin c\n', 'd.tsv':'n\ttext\n1\tthe a\n2\tof b\n3\tin c\n', 'e.txt':'the a\r\n\r\nof b\r\nin c', 'f.txt.gz':'the a\nof b\n\nin c\n', 'g.jsonl.gz':'{"text": "the a"}\n{"text": "of b"}\n{"text": "in c"}'}
+           'c.csv':'text\nthe a\nof b\nin c\n', 'd.tsv':'n\ttext\n1\tthe a\n2\tof b\n3\tin c\n', 'e.txt':'the a\r\n\r\nof b\r\nin c', 'f.txt.gz':'the a\nof b\n\nin c\n', 'g.jsonl.gz':'{"text": "the a"}\n{"text": "of b"}\n{"text": "in c"}',
+           'H.CSV':'text\nthe a\nof b\nin c\n', 'I.TXT.GZ':'the a\nof b\nin c\n', 'j.txt':'\ufeffthe a\nof b\nin c\n'}
 
 @pytest.mark.parametrize('name', corpora)
 def test_a_corpus_in_many_forms(tmp_path, name):
     import gzip
     text = corpora[name].encode()
-    (tmp_path/name).write_bytes(gzip.compress(text) if name.endswith('.gz') else text)
+    (tmp_path/name).write_bytes(gzip.compress(text) if name.lower().endswith('.gz') else text)
     c = read_corpus(str(tmp_path/name), 1)
     assert sorted(c.train+c.held_out)==['in c','of b','the a'] and c.where==f'1 file of {name}'
 
