@@ -72,10 +72,9 @@ class DistillationTrainer(Pushes, WholeStudent, Trainer):
         self.objective,self.hard = Objective(self.method, pair),find_term('ce').build(pair)
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
-        shown = getattr(self.teacher, 'model', None)
+        shown,given = getattr(self.teacher, 'model', None),kwargs.pop('data_collator', None)
         check_compared(self.objective, model, shown, args.max_length)
         name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
-        given = kwargs.pop('data_collator', None)
         pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class, pair.missing)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several
         if known and hasattr(self.teacher, 'check_rows'): self.teacher.check_rows(train_dataset)

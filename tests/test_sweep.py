@@ -217,11 +217,11 @@ def kept(glue, outputs, monkeypatch):
     return found
 
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
-def test_the_cpu_preset_asks_for_the_kept_records(kept):
-    sweep = Sweep('cpu')
-    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and belongs(o, sweep.model, 'masked')}
-    assert Counter(task for task,*_ in own)==dict(wnli=42, rte=30, mrpc=55, cola=13)
-    for r in [*sweep.plan(), *Sweep('cpu', tasks='cola').plan()]:
+def test_the_cpu_preset_and_the_estimator_preset_ask_for_the_kept_records(kept):
+    sweeps = Sweep('cpu'), Sweep('cpu', tasks='cola'), Sweep('estimator', padding='masked')
+    own = {(o.task, o.method, o.seed):o for o in kept if o.kind=='runs' and belongs(o, sweeps[0].model, 'masked')}
+    assert Counter(task for task,*_ in own)==dict(wnli=42, rte=30, mrpc=63, cola=13)
+    for sweep,r in [(s,r) for s in sweeps for r in s.plan() if not r.settings.debiased]:
         if run := own.pop((r.task, r.method, r.seed), None):
             found = Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done()
             assert found and found.folder==run.folder, run.folder
