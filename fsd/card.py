@@ -27,6 +27,7 @@ from .runs import Run
 from .settings import Knobs, of_own, of_teachers
 from .tasks import with_split
 from .terms import Method
+from .values import weight_word
 
 # %% ../nbs/15_card.ipynb #cddcb0e7
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Told:
     "What a card tells of a student; what is empty is not known, and left out."
     name:str               # As its folder or its place on the hub is called
     method:Method
-    weights:dict           # Of each term: a number, or a word for what changes over time
+    weights:dict           # Of each term: a number, a share, or a function where it changes over time
     student:Size
     teacher:Size|None=None
     taught_by:str=''       # The teacher in words
@@ -162,8 +163,7 @@ def _costs(c:Told)->str:
 
 # %% ../nbs/15_card.ipynb #59df8825
 def _made(c:Told)->str:
-    def weigh(w): return w if isinstance(w, str) else f'{w:g}'
-    terms = _table(['term','weight','what it compares'], [[n, weigh(w), find_term(n).source] for n,w in c.weights.items()])
+    terms = _table(['term','weight','what it compares'], [[n, weight_word(w), find_term(n).source] for n,w in c.weights.items()])
     again = f'Made by `fsd`; the same again:\n\n```python\nimport fsd\n{c.again}\n```' if c.again else ''
     settings = _table(['setting','value'], c.settings.items()) if c.settings else ''
     versions = ', '.join(f'{k} {v}' for k,v in c.versions.items())
@@ -391,7 +391,7 @@ def told_by(
     origin = next(filter(None, map(origin_of, places)), {})
     length = min(getattr(trainer.processing_class, 'model_max_length', None) or math.inf, positions(trainer.model))
     return Told(name=name, method=trainer.method, student=size_of(trainer.model), no_result=short, task=task,
-        weights={n:'changes' if callable(w) else w for n,w in trainer.objective.weights.items()}, several=several,
+        weights=trainer.objective.weights, several=several,
         labels=() if config.num_labels==1 else tuple(config.id2label[i] for i in range(config.num_labels)),
         length=None if length==math.inf else length, head=origin|head, **_said_of(trainer),
         last_logged=logged, beside=_beside(trainer) if logged else {},

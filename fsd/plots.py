@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from .analysis import map_means
 from .kept import atomic
 from .paper import in_order, paper_methods
+from .values import weight_word
 
 # %% ../nbs/14_plots.ipynb #d9717cbc
 _style = {'font.size':9, 'axes.titlesize':9, 'figure.titlesize':10, 'legend.fontsize':8, 'legend.frameon':False,
@@ -169,10 +170,6 @@ def _loss_axes(ax, values:pd.Series):
     if len(values) and values.min()>0 and values.max()>100*values.min(): ax.set_yscale('log')
     ax.xaxis.set_major_locator(plt.MaxNLocator(4, integer=True))
 
-def _weigh(w)->str:
-    "A weight as a title says it."
-    return 'changes' if callable(w) else w if isinstance(w, str) else f'{w:g}'
-
 def loss_curves(
     history:list[dict], # One dict per logged step: 'step' and the value of each term, before its weight
     title:str='',       # What data and model
@@ -193,7 +190,7 @@ def loss_curves(
         for i,(ax,term) in enumerate(zip(axs.flat, terms)):
             drawn = frame[['step',term]].dropna()
             ax.plot(drawn.step, drawn[term], color='#0072b2', marker='.' if len(drawn)<30 else None)
-            ax.set_title(f'{term}, weight {_weigh(named[term])}' if term in named else term)
+            ax.set_title(f'{term}, weight {weight_word(named[term])}' if term in named else term)
             _loss_axes(ax, drawn[term])
             if i%cols==0: ax.set_ylabel('loss')
             if i+cols>=len(terms):

@@ -33,9 +33,12 @@ def sides(
     return {'chosen':by(usual), 'one':by([o for o in found if lr_of(o)==one])} if one else {}
 
 # %% ../../nbs/tables/one_rate.ipynb #7a00000a
-def over(low:float, high:float)->str:
+def over(
+    low:float, high:float,
+    says:str='', # Before the interval
+)->str:
     "An interval to stand behind its number; empty if it is not known."
-    return '' if np.isnan(low) else f' ({round(low, 1)+0.:.1f} to {round(high, 1)+0.:.1f})'
+    return '' if np.isnan(low) else f' ({says}{round(low, 1)+0.:.1f} to {round(high, 1)+0.:.1f})'
 
 def apart(lead:float, low:float, high:float)->tuple[float,float,float]:
     """How far two are apart, whoever is ahead, and the interval of that.
@@ -104,7 +107,7 @@ def seen(
         if at.lead.isna().all(): continue
         best = at.lead.idxmin()
         far,low,high = apart(*at.loc[best, ['lead','low','high']])
-        span = over(low, high).replace('(', '(95 % over other dev sentences ', 1)
+        span = over(low, high, '95 % over other dev sentences ')
         if span and low<=0<=high: span = span[:-1]+', so not clear)'
         gap = f"{far:.1f} points of {metric} {'behind' if at.lead[best]<0 else 'ahead of'}"
         if round(far, 1)==0: gap = f'level in {metric} with'

@@ -126,7 +126,7 @@ def beside(
     d,low,high = lead(place.of(method), place.of(other))
     far,*span = apart(d, low, high)
     gap = f"{far:.1f} points {'below' if d<0 else 'above'}" if round(far, 1) else 'level with'
-    return f'{gap} `{other}`'+over(*span).replace('(', f'({says}', 1)
+    return f'{gap} `{other}`'+over(*span, says)
 
 def leads(
     place:Place,
