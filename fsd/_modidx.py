@@ -1438,6 +1438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'fsd.tables.estimator': { 'fsd.tables.estimator._between': ('tables/estimator.html#_between', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator._by_teacher': ('tables/estimator.html#_by_teacher', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator._clear': ('tables/estimator.html#_clear', 'fsd/tables/estimator.py'),
+                                      'fsd.tables.estimator._teacher': ('tables/estimator.html#_teacher', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator._way': ('tables/estimator.html#_way', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.answers': ('tables/estimator.html#answers', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.both': ('tables/estimator.html#both', 'fsd/tables/estimator.py'),

@@ -229,11 +229,12 @@ def test_the_cpu_preset_and_the_estimator_preset_ask_for_the_kept_records(kept):
 
 @pytest.mark.skipif(not packaged(), reason='the encoder of these records is not installed')
 def test_the_estimator_preset_asks_for_the_kept_records_of_either_estimator_and_teacher(kept):
-    own = [o for o in kept if o.kind=='runs' and o.model=='all-minilm-l6-v2' and o.method in forms
-           and o.task=='mrpc' and belongs(o, o.model, o.record['settings']['padding'], also=('debiased','teacher_seed'))]
+    def theirs(o): return {k:o.record['settings'][k] for k in ('teacher_seed','precision')}
+    own = [o for o in kept if o.kind=='runs' and o.model=='all-minilm-l6-v2' and o.method in forms and o.task=='mrpc'
+           and belongs(o, o.model, o.record['settings']['padding'], o.record['settings']['precision'], ('debiased','teacher_seed'))]
     asked = set()
-    for teacher in {o.record['settings']['teacher_seed'] for o in own}:
-        sweep = Sweep('estimator', teacher_seed=teacher)
+    for chosen in {tuple(theirs(o).items()) for o in own}:
+        sweep = Sweep('estimator', **dict(chosen))
         asked |= {found.folder for r in sweep.plan() if (found := Experiment(r.task, r.method, **sweep.params|r.params, seed=r.seed).done())}
     assert len(own)>=25 and {o.folder for o in own}==asked
 

@@ -24,21 +24,24 @@ ways = {(p,d):f'{pad}, {kind}' for p,pad in _pads.items() for d,kind in _kinds.i
 
 def both(
     model:str='all-minilm-l6-v2', # Short name of the encoder
-    precision:str='bf16', # or 'fp32'
 )->list[Run]: # Maybe none
-    "FSD's forms of one reproduction under both paddings and both estimators, by one teacher or several."
-    found = (reproduction(model, p, precision, also=('debiased','teacher_seed')) for p in _pads)
+    "FSD's forms of one encoder under both paddings and both estimators, by one teacher or several."
+    found = (reproduction(model, p, precision, also=('debiased','teacher_seed')) for precision in ('bf16','fp32') for p in _pads)
     return [o for each in found for o in each if o.method in forms]
 
 # %% ../../nbs/tables/estimator.ipynb #65000008
+def _teacher(o:Run)->str:
+    s = o.record['settings']
+    return f"{s['teacher_seed']}{' fp32' if s['precision']=='fp32' else ''}"
+
 def _way(o:Run)->tuple: return o.record['settings']['padding'], bool(o.record['settings'].get('debiased', False))
 
 def tidied(found:Iterable[Run])->pd.DataFrame: # Columns task, metric, method, teacher, seed, way, percent, teacher's
     "The dev scores of FSD's forms, by which teacher, and which way CKA was taken."
-    found = comparable([o for o in found if o.method in forms], ('padding','debiased','teacher_seed'))
+    found = comparable([o for o in found if o.method in forms], ('padding','debiased','teacher_seed','precision'))
     def one(o):
         theirs = {k:100*v for k,v in by_metric(o.teacher).items()}
-        own = scores([o]).assign(way=[_way(o)]*len(theirs), teacher=o.record['settings']['teacher_seed'])
+        own = scores([o]).assign(way=[_way(o)]*len(theirs), teacher=_teacher(o))
         return own.assign(**{"teacher's":own.metric.map(theirs)})
     columns = ['task','metric','method','teacher','seed','way','percent',"teacher's"]
     return pd.concat([pd.DataFrame(columns=columns), *map(one, found)])[columns]
