@@ -13,9 +13,9 @@ from fsd.experiment import Experiment
 from fsd.glue import GlueData, load
 from fsd.methods import reads
 from fsd.models import packaged
-from fsd.plans import Preset, Stage, presets, steps
+from fsd.plans import Preset, Stage, presets
 from fsd.report import belongs
-from fsd.settings import Settings, resolve
+from fsd.settings import Settings, resolve, shared_out, steps
 from fsd.sweep import Sweep
 from fsd.tables.estimator import forms
 from fsd.tasks import tasks
@@ -153,7 +153,9 @@ def test_the_numbers_of_the_paper_plan(outputs):
 
 def test_a_teacher_is_counted_once_for_each_setting_that_makes_another(outputs):
     def n(**grid): return costs_of(Preset('', ('mrpc',), (Stage('a', 'vkd', grid),))).loc['teachers',['trainings','steps']].tolist()
-    steps_of = lambda **o: steps(resolve('mrpc', 'vkd', **o), tasks['mrpc'].sizes['train'], 3)
+    def steps_of(**o):
+        s = resolve('mrpc', 'vkd', **o)
+        return steps(s, shared_out(s, tasks['mrpc'].sizes['train'])[0], 3)
     assert n(lr=(1e-5,2e-5), alpha=(.2,.5))==[1, steps_of()]
     for k,v in dict(accumulate=(1,2), weight_decay=(0.,.1), warmup=(0.,.1), max_grad_norm=(.5,1.), train_examples=(64,96), max_steps=(4,10**6), adam_epsilon=(1e-8,1e-6)).items():
         assert n(**{k:v})==[2, sum(steps_of(**{k:o}) for o in v)], k
