@@ -13,7 +13,6 @@ from pathlib import Path
 from torch import nn, Tensor
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
 from .blocks import positions as positions_of
 from .card import is_ours, told_by, write_card
 from .settings import that_matter
@@ -24,7 +23,7 @@ from .taught import Taught
 from .methods import Objective, find_method, find_term
 from .terms import Method, schedule_knobs, schedules
 from .machine import bf16_products
-from .job import LogBeforeSave, NonFinite, SaveAfterEvaluating, save_sealed
+from .job import NonFinite, SealingTrainer
 from .pairs import check_pair, name_labels
 from .unread import Unread, added, can_skip, inner, unguard, why
 from .centroids import centroids, ready
@@ -37,7 +36,7 @@ from .given import (Checked, Pushes, WholeStudent, DistillationConfig, as_pair, 
                        check_compared, check_memory, check_read, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class DistillationTrainer(Pushes, WholeStudent, Trainer):
+class DistillationTrainer(Pushes, WholeStudent, SealingTrainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher's folder is read in float32 whatever its files hold; a model is run in the precision that it has, and half
@@ -51,7 +50,7 @@ class DistillationTrainer(Pushes, WholeStudent, Trainer):
     >>> DistillationTrainer(fsd.lower_half(teacher), teacher, args, 'fsd_il', train_dataset=rows).train()
     {'loss': ...TrainOutput(global_step=1, ...)
     """
-    _tag_names,loss_is_scaled_for_ga = ['fsd','knowledge-distillation'],False # it is a mean over its own batch
+    _tag_names = ['fsd','knowledge-distillation']
     def __init__(self,
         model:nn.Module=None,    # Student, a sequence classifier
         teacher=None,            # A model, folder, name on the hub, `KeptTeacher`, `OtherWords`, or a function with `depth`
@@ -86,7 +85,7 @@ class DistillationTrainer(Pushes, WholeStudent, Trainer):
         self.sums,self.unread,self.to_longest,self.parameter_groups,self.reach = {},None,pads[1],parameter_groups,Reach()
         self.pair,self.memory,self._origin,self.classes = pair,memory,None,model.config.num_labels*classed
         if self.optimizer is not None: check_optimizer(self.optimizer, self.model, self.objective)
-        for callback in (LogBeforeSave, SaveAfterEvaluating, Shares(self)): self.add_callback(callback)
+        self.add_callback(Shares(self))
 
 # %% ../nbs/10_trainer.ipynb #705a4bf2
 @patch
@@ -254,7 +253,7 @@ def _finish_checkpoint(self:DistillationTrainer, folder:Path):
 def _save_checkpoint(self:DistillationTrainer, model, trial):
     "A checkpoint of student, optimizer, random state and what the objective learns, sealed before an older one goes."
     self.settle()
-    save_sealed(self, lambda: super(DistillationTrainer, self)._save_checkpoint(model, trial), trial)
+    super(DistillationTrainer, self)._save_checkpoint(model, trial)
 
 # %% ../nbs/10_trainer.ipynb #02dabd20
 def _load_objective(trainer, folder): trainer.objective.load_state_dict(load_file(Path(folder)/'objective.safetensors'))
