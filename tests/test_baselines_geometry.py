@@ -1,4 +1,4 @@
-"Procrustes and Gram distance where a chapter would be dull: types, shapes, rank, tiny batches, duplicates, bad numbers"
+"Procrustes and Gram distance where a chapter would be dull: types, shapes, rank, tiny batches, duplicates"
 import pytest, torch
 import torch.nn.functional as F
 from fsd.baselines.geometry import fidelity, gram_distance, procrustes, roots, unit_gram
@@ -88,26 +88,6 @@ def test_duplicates_and_constants(f):
             loss, g = grad(f, a, b)
             assert loss.isfinite() and g.isfinite().all() and g.abs().max() < 10
     for collapsed in (same, torch.zeros(6, 4, 5)): assert not grad(f, collapsed, t)[1].any()
-
-
-@every
-@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_bad_numbers_show(f, bad):
-    s, t = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
-    broken = s.clone(); broken[1, 2, 3] = bad
-    assert not f(broken, t).isfinite() and not f(s, broken).isfinite()
-
-
-@every
-def test_padding_is_not_read(f):
-    torch.manual_seed(0)
-    s, t, mask = torch.randn(5, 7, 4), torch.randn(5, 7, 6), torch.arange(7) < torch.tensor([7, 1, 4, 0, 6])[:, None]
-    want = f(s, t, mask)
-    for m in (mask, mask.long(), mask.float()):
-        loss, g = grad(f, s.where(mask[..., None], torch.nan), t.where(mask[..., None], torch.nan), m)
-        assert torch.equal(loss, want) and not g[~mask].any() and g.isfinite().all()
-    with pytest.raises(ValueError, match=r'\(5, 8\)'): f(s, t, torch.ones(5, 8))
-    with pytest.raises(ValueError, match=r'\(5, 6, 4\)'): f(s[:, 1:], t)
 
 
 def test_fidelity_is_symmetric_and_at_most_one():

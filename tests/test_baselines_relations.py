@@ -1,4 +1,4 @@
-"SP, CCKD, RCKA and PCKA where a chapter would be dull: types, shapes, tiny batches, duplicates, bad numbers"
+"SP, CCKD, RCKA and PCKA where a chapter would be dull: types, shapes, tiny batches, duplicates"
 import pytest, torch
 import torch.nn.functional as F
 from fsd.baselines.relations import alignment, cckd, cosines, exact, inner, patches, pcka, rcka, sp, unit
@@ -53,25 +53,6 @@ def test_duplicates_and_zeros(f):
         for a, b in ((s, t), (t, s), (s, s)):
             loss, g = grad(f, a, b)
             assert loss.isfinite() and g.isfinite().all() and g.abs().max() < 1e3
-
-
-@every
-@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_bad_numbers_show(f, bad):
-    s, t = torch.randn(4, 6, 5), torch.randn(4, 6, 5)
-    broken = s.clone(); broken[1, 2, 3] = bad
-    assert not f(broken, t).isfinite() and not f(s, broken).isfinite()
-
-
-@pytest.mark.parametrize('f', [sp, cckd, losses['pcka']])
-def test_padding_is_not_read(f):
-    torch.manual_seed(0)
-    s, t, mask = torch.randn(5, 7, 4), torch.randn(5, 7, 6), torch.arange(7) < torch.tensor([7, 1, 4, 3, 6])[:, None]
-    want = f(s, t, mask)
-    for m in (mask, mask.long(), mask.float()):
-        loss, g = grad(f, s.where(mask[..., None], torch.nan), t.where(mask[..., None], torch.nan), m)
-        assert torch.equal(loss, want) and not g[~mask].any() and g.isfinite().all()
-    with pytest.raises(ValueError, match=r'\(5, 8\)'): f(s, t, torch.ones(5, 8))
 
 
 def test_an_offset_far_above_the_rest():
