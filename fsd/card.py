@@ -225,14 +225,13 @@ def write_card(c:Told, folder:Path|str)->Path:
 
 # %% ../nbs/15_card.ipynb #9a9a1ad9
 def no_result(
-    exp,          # A `Design`
-    made_up:Path=example, # The file that comes with the package
+    exp, # A `Design`
 )->str:
     "Why the scores of `exp` are no result, in sentences; empty if they are one."
     s,why = exp.settings,[]
     file = Path(os.path.expanduser(s.data))
     if exp.data.source=='demo': why.append('Its sentences were made from templates: it knows nothing of the real task.')
-    if file.is_file() and file.samefile(made_up): why.append('Its rows are the made-up reviews that come with `fsd`.')
+    if file.is_file() and file.samefile(example): why.append('Its rows are the made-up reviews that come with `fsd`.')
     if exp.kind!='trials': return ' '.join(why)
     given = {k:getattr(s, k) for k in ('max_steps','train_examples','holdout')} | dict(partial=exp.partial)
     cut = ', '.join(f'{k}={v}' for k,v in given.items() if v)

@@ -273,11 +273,10 @@ def need_space(
 # %% ../nbs/01_kept.ipynb #105d47e2
 def newest_valid(
     folder:Path, # Where checkpoints lie; need not exist
-    pattern:str='checkpoint-*', # Names of checkpoints, ending in a number
 )->Path|None: # None if none is whole
     "The sealed folder with the highest number that verifies, saying which were skipped and why."
     def number(p): return int((re.search(r'\d+$', p.name) or ['-1'])[0])
-    for p in sorted(Path(folder).glob(pattern), key=number, reverse=True):
+    for p in sorted(Path(folder).glob('checkpoint-*'), key=number, reverse=True):
         if '.tmp-' in p.name: continue
         try: verify(p)
         except Damaged as e: print(f'Skipped {p.name}: {str(e).removeprefix(f"{p}/")}', flush=True)

@@ -84,12 +84,11 @@ def hole(ax, words:str):
 def mean_std(
     values, # A number per run; NaN where it is undefined
     decimals:int=1,
-    absent:str='not run', # What to say without any value
 )->str:
     "Mean and standard deviation over seeds as a picture says them."
     v = np.atleast_1d(np.asarray(values, float))
     known = v[~np.isnan(v)]
-    if not len(v): return absent
+    if not len(v): return 'not run'
     if not len(known): return 'undefined'
     std = f' ± {known.std(ddof=1):.{decimals}f}' if len(known)>1 else ''
     return f'{known.mean():.{decimals}f}{std}' + (f' ({len(known)} of {len(v)})' if len(known)<len(v) else '')
@@ -230,13 +229,13 @@ def heat_map(
     return fig
 
 # %% ../nbs/14_plots.ipynb #636290d8
-def _near(ax, values, room:float=.52):
-    "Let `ax` reach from the lowest of `values` to the highest; what lies beyond `room` of it is free for words."
+def _near(ax, values):
+    "Let `ax` reach from the lowest of `values` to the highest, and almost as far again, which is free for words."
     known = np.asarray(values, float)
     known = known[~np.isnan(known)]
     if not len(known): return ax.set(xlim=(0,1), xticks=[])
     middle,half = (known.min()+known.max())/2,max(np.ptp(known)*.6, 3)
-    ax.set_xlim(middle-half, middle-half+2*half/room)
+    ax.set_xlim(middle-half, middle-half+2*half/.52)
     low,high = max(0, middle-half),min(100, middle+half)
     ticks = plt.MaxNLocator(3, integer=True, steps=[1,2,5,10]).tick_values(low, high)
     ticks = [x for x in ticks if low<=x<=high]

@@ -6,7 +6,7 @@
 __all__ = ['jobs', 'beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'Knobs',
            'Training', 'Epochs', 'steps', 'read_blocks', 'Settings', 'shared_out', 'SquadSettings',
            'CompressionSettings', 'check_file', 'by_hand', 'made', 'sections_of', 'resolve', 'kept_blocks', 'check_fit',
-           'overrides', 'that_matter', 'new_names', 'from_released', 'to_released']
+           'that_matter', 'new_names', 'from_released', 'to_released']
 
 # %% ../nbs/00_settings.ipynb #08490ee8
 import configparser, math, types
@@ -333,14 +333,6 @@ def check_fit(
     need(not memory or s.memory_size<=examples, 'memory_size',
          f"is more than the {examples} training examples; set memory_size to {examples} or less")
     need(not (memory and s.debiased and s.memory_size<4), 'memory_size', "is too small for debiased CKA, which takes 4")
-
-# %% ../nbs/00_settings.ipynb #64784df5
-def overrides(
-    s:Settings,
-    model_section:str|None=None, # As in `resolve`
-)->dict:
-    "The settings of `s` that `settings.ini` does not give by itself, without what a run's folder names anyway."
-    return by_hand(s, _laid(Settings, _usual_file(), sections_of(s.task, s.method, model_section, s.data)))
 
 # %% ../nbs/00_settings.ipynb #7e93ab52
 of_rows = ('partial','holdout', *of_own)

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModel, AutoModelForSequenceClassification, BertConfig, DebertaV2Config, FNetConfig, T5Config, XLMConfig
 import fsd.models
-from fsd.blocks import blocks
-from fsd.models import (ModelPath, check_folder, find_model, load_config, load_teacher, load_tokenizer, lower_half, model_fingerprint, model_name,
-                        sketch, student_of, weights_fingerprint)
+from fsd.blocks import blocks, lower_half
+from fsd.models import (ModelPath, check_folder, find_model, load_config, load_teacher, load_tokenizer, model_fingerprint, model_name,
+                        sketch, weights_fingerprint)
 from fsd.passes import forward, random_features
 
 def bert(layers=4, **kw):
@@ -60,7 +60,7 @@ def test_model_path_survives_copying():
 
 def test_missing_block_is_refused_and_missing_pooler_is_seeded(folder):
     edit(folder, lambda w: {k: v for k,v in w.items() if 'pooler' not in k})
-    a, b = student_of(folder, 'rte', seed=3), student_of(folder, 'rte', seed=3)
+    a, b = (load_teacher(folder, 'rte', seed=3) for _ in range(2))
     torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=0, atol=0)
     edit(folder, lambda w: {k: v for k,v in w.items() if 'layer.2.' not in k})
     with pytest.raises(ValueError, match=r'lacks 16 weights .* bert.encoder.layer.2'): load_teacher(folder, 'rte')
@@ -73,7 +73,7 @@ def test_loading_leaves_the_random_numbers_alone(folder):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    student_of(folder, 'mnli', seed=1)
+    lower_half(load_teacher(folder, 'mnli', seed=1), seed=1)
     assert torch.equal(torch.rand(3), expected)
 
 def test_student_shares_nothing_with_its_teacher():
