@@ -234,10 +234,11 @@ def checkpoints(self:Job, kind:str)->Path:
 def keep(self:Job, kind:str, build:Callable[[Path],None])->Path:
     "The folder `place(kind)`, built unless it is there; says which, and remembers how long it took."
     folder,start,built = self.place(kind),time.time(),[]
-    def counted(tmp):
-        built.append(print(f'{kind}: making {shown(folder)}', flush=True))
+    def told(tmp):
+        print(f'{kind}: making {shown(folder)}', flush=True)
+        built.append(tmp)
         build(tmp)
-    kept_by_all(folder, counted, **self.determined_by(kind))
+    kept_by_all(folder, told, **self.determined_by(kind))
     if not number(): shutil.rmtree(self.checkpoints(kind), ignore_errors=True)
     self.seconds[kind] = time.time()-start if built else None
     if not built: print(f'{kind}: found {shown(folder)}', flush=True)

@@ -148,7 +148,9 @@ def launch(
                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     said = []
     try:
-        for line in p.stdout: said.append(print(line, end='', flush=True) or line)
+        for line in p.stdout:
+            print(line, end='', flush=True)
+            said.append(line)
     finally:
         if p.poll() is None: p.terminate() # torchrun ends what it started
         code = p.wait()
