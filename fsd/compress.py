@@ -24,7 +24,7 @@ from .anatomy import parts
 from .blocks import plain, positions
 from .models import check_whole, check_words, load_tokenizer, model_fingerprint, quiet
 from .settings import CompressionSettings
-from .tasks import tasks
+from .tasks import counted, tasks
 from .compactors import wid_config, wid_size
 from .wid import Inheritance, check_shares
 
@@ -81,7 +81,7 @@ def _lines(corpus:str)->tuple[list[str],str]:
     path = Path(corpus).expanduser()
     files = [path] if path.is_file() else sorted(path.rglob('*.txt'))
     if path.is_dir() and not files: raise ValueError(f'corpus={corpus!r} is a folder without a .txt file')
-    if files: return [l for f in files for l in _read(f)], f"{len(files)} file{'s'*(len(files)>1)} of {path.name}"
+    if files: return [l for f in files for l in _read(f)], f"{counted(len(files), 'file')} of {path.name}"
     try: rows = hfd.load_dataset(*corpus.split(':'), split='train')
     except Exception as e:
         raise ValueError(f"corpus={corpus!r} is no text file, no folder, "

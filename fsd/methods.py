@@ -27,7 +27,7 @@ from .made import whole_code
 from .losses import bce, binary_kd, ce, kd, mse_logits, smoothed_ce, intra, local
 from .memory import GlobalStructure, within
 from . import baselines
-from .paper import method_order
+from .paper import in_order
 from .terms import (Method, Pair, Side, Term, as_one, between_states, compared, compared_states, methods,
                        of_states, schedule_knobs, schedules, side_of, soft_labels, terms, weight)
 
@@ -159,8 +159,7 @@ methods['wid'] = Method('Wu et al. 2024, arXiv 2305.09098',
 
 # %% ../nbs/08_methods.ipynb #b398a18a
 for _m in pkgutil.iter_modules(baselines.__path__): importlib.import_module(f'{baselines.__name__}.{_m.name}')
-for _m in sorted(methods, key=lambda m: (method_order.index(m) if m in method_order else len(method_order), m)):
-    methods[_m] = methods.pop(_m)
+for _m in in_order(methods): methods[_m] = methods.pop(_m)
 _shipped = {id(o):o for registry in (terms, schedules) for o in registry.values()}
 
 # %% ../nbs/08_methods.ipynb #8424c941

@@ -14,7 +14,7 @@ import torch
 from torch import nn, Tensor
 from .losses import flat
 from .settings import Knobs
-from .tasks import unknown
+from .tasks import counted, unknown
 from .values import Share
 from .forms import float_of, uncast
 
@@ -88,7 +88,7 @@ def compared_states(pair:Pair)->tuple[set,set]:
     """
     l_s,l_t = compared(pair)
     if not l_s:
-        raise ValueError(f"structures would compare the student's embeddings (it has {pair.depth_s} block{'s'*(pair.depth_s>1)}) with "
+        raise ValueError(f"structures would compare the student's embeddings (it has {counted(pair.depth_s, 'block')}) with "
                          f"block {l_t} of the teacher's {pair.depth_t}, and teach no block of it; "
                          "take a student of 2 or more, a higher layer, or a method that compares logits")
     return {('hidden',l_s)}, {('hidden',l_t)}
