@@ -20,9 +20,10 @@ from fastcore.meta import delegates
 from IPython.utils.capture import capture_output
 from optuna.trial import FrozenTrial, Trial, TrialState
 from . import runs
-from .costs import hours, means, measured, on_this_device, pace, seconds
+from .costs import means, measured, on_this_device, pace, seconds
 from .experiment import Experiment
 from .glue import load
+from .job import hours
 from .journal import claimed
 from .kept import outputs
 from .models import find_model

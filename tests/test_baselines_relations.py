@@ -1,7 +1,9 @@
 "SP, CCKD, RCKA and PCKA where a chapter would be dull: types, shapes, tiny batches, duplicates"
 import pytest, torch
 import torch.nn.functional as F
-from fsd.baselines.relations import alignment, cckd, cosines, exact, inner, patches, pcka, rcka, sp, unit
+from fsd.baselines.relations import alignment, cckd, cosines, inner, patches, pcka, rcka, sp
+from fsd.forms import exact
+from fsd.losses import unit
 
 D = torch.float64
 losses = {'sp': sp, 'cckd': cckd, 'pcka': lambda *a: pcka(*a, size=3), 'rcka': lambda s, t, m=None: rcka(s.mean(1), t.mean(1)[:, :s.shape[2]])}

@@ -4,11 +4,12 @@ import re
 import numpy as np, pandas as pd, pytest
 
 from fsd import methods, plots, runs
+from fsd.analysis import run_map
 from fsd.compare import cka_map
 from fsd.paper import method_order, paper_methods
 from fsd.figures.between import between, diagonals, published
 from fsd.figures.coverage import coverage_figure
-from fsd.figures.heatmaps import heat_maps, run_map
+from fsd.figures.heatmaps import heat_maps
 from fsd.figures.relations import batches, probes, quantities, relation_curves
 from fsd.figures.restoration import constant, restoration_figure, restored
 from fsd.tasks import tasks

@@ -10,10 +10,8 @@ from fsd import runs
 from fsd.experiment import Experiment
 from fsd.glue import load
 from fsd.tasks import tasks
-from fsd.settings import Settings
-from fsd.reading import SquadSettings
+from fsd.settings import CompressionSettings, Settings, SquadSettings
 from fsd.engine import sweep_on
-from fsd.compress import CompressionSettings
 from fsd.yours import of_own
 
 notebooks = root/'nbs'

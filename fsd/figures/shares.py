@@ -48,8 +48,8 @@ def make(
     "What moves the student in each phase of its training, means over looks and seeds."
     frame = looks(found)
     frame = frame.assign(phase=[phase(a) for a in frame['at']], share=100*frame.share, pull=100*frame.pull)
-    by = frame.groupby(['task','method','term'], sort=False)
     place = ['task','method','term']
+    by = frame.groupby(place, sort=False)
     out = frame.pivot_table(['share','pull'], place, 'phase', sort=False) if len(frame) else pd.DataFrame()
     columns = pd.MultiIndex.from_product([['share','pull'], phases])
     out = out.reindex(index=by.size().index, columns=columns)
