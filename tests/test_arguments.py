@@ -4,7 +4,7 @@ from dataclasses import fields
 import nbformat, pytest
 from conftest import root
 from safetensors.torch import load_file
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainingArguments
 from fsd.features import keep_features
 from fsd.kept import newest_valid, verify
 

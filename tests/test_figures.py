@@ -5,7 +5,6 @@ import numpy as np, pandas as pd, pytest
 
 from fsd import methods, plots, runs
 from fsd.analysis import run_map
-from fsd.compare import cka_map
 from fsd.paper import method_order, paper_methods
 from fsd.figures.between import between, diagonals, published
 from fsd.figures.coverage import coverage_figure

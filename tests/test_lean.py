@@ -4,7 +4,7 @@ import pytest, torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from fsd import cka, forms, losses
+from fsd import forms, losses
 from fsd.cka import unit_of, unit_structure
 from fsd.clusters import gram_of_rows
 from fsd.forms import lean_form

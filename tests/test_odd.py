@@ -10,8 +10,6 @@ N,L,D,E = 6,5,4,3 # examples, positions, width of the teacher, of the student
 def randn(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
-def flat3(f): return lambda x, y: f(*(o[:, None] for o in (x, y)))
-
 def layered(f, **kw):
     "A loss of layers as one of states: three layers made of them, padding at the same positions."
     def call(h_s, h_t, mask=None):

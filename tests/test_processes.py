@@ -5,10 +5,10 @@ from pathlib import Path
 import pandas as pd, pytest, torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
-from conftest import little, root, sentences
+from conftest import little, root
 from fsd import DistillationConfig, Experiment
 from fsd.kept import read_json, write_json
-from fsd.methods import Objective, find_method, find_term, methods
+from fsd.methods import Objective, find_term, methods
 from fsd.passes import random_features
 from fsd.processes import launch, options_of, reason, share_of
 from fsd.settings import Knobs

@@ -1,6 +1,5 @@
 """Run records: what is refused, what survives a kill, what never mixes."""
 import subprocess, sys, os
-from copy import deepcopy
 from pathlib import Path
 import numpy as np, pytest, torch
 from fsd.kept import Damaged, read_json, write_json

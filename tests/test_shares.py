@@ -1,6 +1,6 @@
 """Shares of the gradient: measured without a trace, and as weights wherever a weight is given."""
 import json
-import pytest, torch
+import pytest
 from conftest import root
 from fsd import distill, plots
 from fsd.experiment import Experiment

@@ -3,7 +3,6 @@ from types import SimpleNamespace
 import json, os, shutil, signal, subprocess, sys, time
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 import pytest
 from conftest import root
 from optuna.trial import TrialState

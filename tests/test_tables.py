@@ -8,7 +8,7 @@ from fsd.report import comparable, made_up, markdown, marked, reproduction, save
 from fsd.runs import Run
 from fsd.settings import resolve
 from fsd.significance import bootstrap, bootstrap_runs, holm, lead, recomputed, spread, welch
-from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, memory, one_rate, ranks, sizes, told
+from fsd.tables import ablation, batch, chosen, cka, claims, cost, estimator, glue, memory, one_rate, ranks, sizes
 
 tables = dict(glue=glue.make, tests=glue.tests, ablation=ablation.make, batch=batch.make, cka=cka.make, ranks=ranks.make, differences=ranks.differences, cost=cost.make, claims=claims.make)
 of_paper = ('nods','vkd','pkd','rkd','minilm','fsd_i','fsd_l','fsd_g','fsd_il','fsd')

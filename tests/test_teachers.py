@@ -1,5 +1,4 @@
 "A teacher of one's own, and a teacher that reads other words than its student: what they teach, and what is refused before any work."
-import shutil
 from pathlib import Path
 import pytest, torch
 from datasets import Dataset

@@ -1,6 +1,6 @@
 """Rows without a label: which terms see them, that nothing moves without them, and that no batch of them is a number that is none."""
 import math
-import numpy as np, pandas as pd, pytest, torch
+import pandas as pd, pytest, torch
 import fsd
 from conftest import little, sentences
 from fsd import DistillationConfig, DistillationTrainer, lower_half
@@ -14,7 +14,6 @@ def tiny_own(tiny):
 
 def reviews(n=40): return made_up_reviews(n+40)[:n][['review','sentiment']]
 def texts(n): return made_up_reviews(n, seed=1)[['review']]
-def weights(e): return {k:v for k,v in e.student.state_dict().items()}
 
 def test_without_such_rows_nothing_moves(tiny_own, outputs):
     df = reviews()

@@ -5,7 +5,7 @@ import nbformat, papermill, pytest, torch
 from conftest import root
 from datasets import Dataset
 from transformers import (AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForPreTraining, AutoModelForSequenceClassification, AutoTokenizer, BertConfig, BertForMaskedLM,
-                          BertForSequenceClassification, BertModel, Trainer, TrainingArguments, pipeline)
+                          BertForSequenceClassification, Trainer, TrainingArguments, pipeline)
 from fsd import distill
 from fsd.kept import read_json
 from fsd.models import load_teacher, load_tokenizer
