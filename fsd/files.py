@@ -63,9 +63,7 @@ def read_text(
     return _decoded(path, raw)
 
 # %% ../nbs/02_files.ipynb #05228fb3
-_broken_quotes = {
-    'unexpected end of data':"a quote is opened here that never closes",
-    'larger than field limit':"a field of more than 131,072 characters, perhaps after a quote that never closes"}
+csv.field_size_limit(2**31-1) # Python's own is 131,072 characters, and there are longer texts
 
 def _records(path, text, delimiter, quotes)->Iterator[tuple[int,list[str]]]:
     "Yield the line on which each row begins, and its fields; rows that are empty throughout are left out."
@@ -76,7 +74,8 @@ def _records(path, text, delimiter, quotes)->Iterator[tuple[int,list[str]]]:
             if any(map(str.strip, fields)): yield line, fields
             line = rows.line_num+1
     except csv.Error as e:
-        why = next((w for k,w in _broken_quotes.items() if k in str(e)), "a quote within a quoted text")
+        opened = 'unexpected end of data' in str(e)
+        why = "a quote is opened here that never closes" if opened else "a quote within a quoted text"
         raise ValueError(f'{path}:{line}: {why}; a text with quotes in it is written "like ""this"""'
                          + (', and quotes=False reads quotes as they stand' if delimiter=='\t' else '')) from None
 
