@@ -200,9 +200,10 @@ def of_dataset(
     ds:Dataset, # Any
     name:str, # What messages call it
 )->Table:
-    "The columns of `ds` that hold text, numbers or label names."
+    "The columns of `ds` that hold text, numbers or label names, or are called as labels are."
     ds,kinds = ds.with_format(None),ds.features
-    columns = {c:ds[c][:] for c,kind in kinds.items() if isinstance(kind, (Value,ClassLabel))}
+    def read(c): return isinstance(kinds[c], (Value,ClassLabel)) or plain_name(c) in label_columns
+    columns = {c:ds[c][:] for c in kinds if read(c)}
     return Table(name, columns, names={c:kinds[c].names for c in columns if isinstance(kinds[c], ClassLabel)})
 
 # %% ../nbs/02_files.ipynb #0703b7fc

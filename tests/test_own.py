@@ -289,6 +289,7 @@ SPLITS = {
     'one name twice':(pd.DataFrame([['a','b','c']]*2, columns=['text','text','label']), {}, "data: two columns are called 'text'"),
     'scores out of label names':(hfd.Dataset.from_dict(dict(text=TEXTS, label=[0,1]*5), features=typed), dict(kind='scores'), "but labels are words such as 'neg'"),
     'another kind':(frame(), dict(kind='class'), "unknown kind 'class'; did you mean 'classes'"),
+    'several labels':(hfd.Dataset.from_dict(dict(text=TEXTS, labels=[[0,1]]*10)), {}, r'data, row 1: label \[0, 1\] is neither a word nor a number'),
     'a name that is not there':(frame(), dict(label='lable'), "unknown column label= 'lable'; did you mean 'label'"),
     'one column for both':(frame(), dict(text='label', label='label'), "the same column, 'label'"),
     'a metric of another kind':(frame(), dict(metric='pearson'), "unknown metric 'pearson'. Known: accuracy, f1"),
