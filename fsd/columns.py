@@ -153,6 +153,9 @@ def label_names_of(
     found = sorted(set(labels))
     if isinstance(found[0], str):
         if kind=='scores': raise ValueError(f"kind='scores', but labels are words such as {found[0]!r}")
+        if kind is None and all(',' in w and number(w.replace(',', '.')) is not None for w in found):
+            raise ValueError(f"column {column!r} has words such as {found[0]!r}: write decimals with a point, "
+                             "or say kind='classes'")
         return tuple(found)
     whole = all(x.is_integer() for x in found)
     if kind is None and whole and len(found)>20:

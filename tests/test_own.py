@@ -236,6 +236,7 @@ BROKEN = { # name of the file, its text, what is said
     'a class of one':('a.csv', GOOD+'Hm.,mixed\n', "a.csv:6: no other row has the label 'mixed'; a class needs two rows"),
     'many classes of one':('a.csv', 'text,label\n'+''.join(f'Text {i}.,word{i}\n' for i in range(30)), "no other row has the label 'word0', and 29 labels more are as rare"),
     'capitals':('a.csv', GOOD.replace('Bad.,neg', 'Bad.,Neg'), "a.csv:3: labels 'neg' and 'Neg' differ in capitals only"),
+    'decimals with a comma':('a.csv', 'text;score\na;0,5\nb;1,5\nc;0,5\n', "column 'score' has words such as '0,5': write decimals with a point"),
     'no label':('a.csv', 'text,label\na,\nb,\n', "a.csv:2 and all rows after it have no label in column 'label'"),
     'no label column':('a.csv', 'text\na\nb\n', 'a.csv: no column is known to be the label; name it with label='),
     'two labels':('a.csv', 'text,stars,score\nFine one.,5,0.5\nDull one.,1,0.1\n', "a.csv: the label could be 'stars' or 'score'; name it with label=(?s:.*)\n  stars: numbers such as 5 and 1"),
