@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import combinations
 import pandas as pd
 from .files import Table, label_columns, pair_columns, plain_name, text_columns
-from .tasks import unknown
+from .tasks import counted, unknown
 
 # %% ../nbs/02_columns.ipynb #a1456f6e
 def empty(value)->bool: return value is None or isinstance(value, str) and not value.strip()
@@ -180,6 +180,7 @@ def check_classes(
     for word,twin in zip(names, [next(n for n in names if n.casefold()==w.casefold()) for w in names]):
         if word!=twin: raise ValueError(f"{place_of(rows, word)}: labels {word!r} and {twin!r} differ in capitals only")
     if len(single := sorted(counts.index[counts==1])):
-        others = f", and {len(single)-1} labels more are as rare" if len(single)>1 else ''
+        n = len(single)-1
+        others = f", and {counted(n, 'label')} more {'is' if n==1 else 'are'} as rare" if n else ''
         raise ValueError(f"{place_of(rows, single[0])}: no other row has the label {single[0]!r}{others}; "
                          "a class needs two rows")
