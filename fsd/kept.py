@@ -187,7 +187,9 @@ def verify(
 def _alone(folder:Path):
     "Hold the lock beside `folder`, saying so when another process makes us wait for it."
     lock = FileLock(f'{folder}.lock')
-    try: lock.acquire(timeout=1)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=1)
     except Timeout:
         print(f'Another process is making {folder}; waiting for it.', flush=True)
         lock.acquire()
@@ -233,7 +235,6 @@ def kept(
     folder = Path(folder)
     if not _why_build(folder, about): return folder
     there = folder.resolve() if folder.is_symlink() else folder
-    there.parent.mkdir(parents=True, exist_ok=True)
     with _alone(there):
         why = _why_build(there, about)
         if not why: return folder

@@ -244,6 +244,8 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     def refuses(*args, **kw): raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr('fsd.kept.FileLock.acquire', refuses)
     with pytest.raises(PermissionError, match='x has to be made, but .* cannot be written to'): kept(tmp_path/'x', never)
+    monkeypatch.setattr('fsd.kept.Path.mkdir', refuses)
+    with pytest.raises(PermissionError, match='y/x has to be made, but .*y cannot be written to'): kept(tmp_path/'y'/'x', never)
 
 @pytest.mark.parametrize('content,says', [(b'', 'line 1: Expecting value'), (b'{\n "a": [1,\n', 'line 3: Expecting value'),
     (b'{\n "a": "\xff"}', 'line 2: not UTF-8'), (b'{"a": NaN}', 'NaN is no number'), (b'{"a": -Infinity}', '-Infinity is no number')])
