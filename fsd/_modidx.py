@@ -782,6 +782,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                          'fsd.job.SoundTrainer.train': ('job.html#soundtrainer.train', 'fsd/job.py'),
                          'fsd.job.SoundTrainer.training_step': ('job.html#soundtrainer.training_step', 'fsd/job.py'),
                          'fsd.job.check_alone': ('job.html#check_alone', 'fsd/job.py'),
+                         'fsd.job.checkpoint_bytes': ('job.html#checkpoint_bytes', 'fsd/job.py'),
                          'fsd.job.hours': ('job.html#hours', 'fsd/job.py'),
                          'fsd.job.in_lines': ('job.html#in_lines', 'fsd/job.py'),
                          'fsd.job.in_rows': ('job.html#in_rows', 'fsd/job.py'),
