@@ -190,7 +190,7 @@ def tables_of(
     if path.is_dir(): return _in_folder(path, quotes, other)
     if path.is_file() or suffix_of(path) in readers: return {'all':[read_table(path, quotes)]}, path.name
     if re.fullmatch(r'[\w-][\w.-]*(/[\w.-]+)?(:[\w.-]+)?', str(data)): return _on_hub(str(data), other)
-    raise FileNotFoundError(f"{data!r} is no file and no folder here, nor can it be a name on the Hugging Face hub")
+    raise FileNotFoundError(f"{str(data)!r} is no file and no folder here, nor can it be a name on the hub")
 
 # %% ../nbs/02_own.ipynb #d28e1600
 @dataclass(frozen=True)

@@ -304,7 +304,7 @@ def test_what_does_not_fit_is_said(fault):
     with pytest.raises(ValueError, match=message): own_data(data, **how)
 
 def test_files_that_are_not_there_are_said(tmp_path):
-    for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', 'is no file and no folder here'), ('~nobody-of-this-name/a', 'is no file and no folder here'):
+    for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', f"^'{tmp_path}/nowhere' is no file and no folder here"), ('~nobody-of-this-name/a', 'is no file and no folder here'):
         with pytest.raises(FileNotFoundError, match=why): own_data(data)
     with pytest.raises(ValueError, match='nothing is called train; there is nothing'): own_data(tmp_path)
 
