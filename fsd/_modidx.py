@@ -1527,6 +1527,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.tasks.by_metric': ('tasks.html#by_metric', 'fsd/tasks.py'),
                            'fsd.tasks.counted': ('tasks.html#counted', 'fsd/tasks.py'),
                            'fsd.tasks.find_task': ('tasks.html#find_task', 'fsd/tasks.py'),
+                           'fsd.tasks.in_cell': ('tasks.html#in_cell', 'fsd/tasks.py'),
                            'fsd.tasks.joined': ('tasks.html#joined', 'fsd/tasks.py'),
                            'fsd.tasks.metric_word': ('tasks.html#metric_word', 'fsd/tasks.py'),
                            'fsd.tasks.nearest': ('tasks.html#nearest', 'fsd/tasks.py'),

@@ -25,7 +25,7 @@ from .models import hub_name, model_name
 from .own import example
 from .runs import Run
 from .settings import Knobs, of_own, of_teachers
-from .tasks import with_split
+from .tasks import in_cell, with_split
 from .terms import Method
 from .values import weight_word
 
@@ -87,8 +87,8 @@ class Told:
 
 # %% ../nbs/15_card.ipynb #2cf1d63f
 def _table(head:list, rows:list)->str:
-    "A table of Markdown; a bar or a line break in a cell stays in it."
-    def line(cells): return '| '+' | '.join(str(c).replace('|', r'\|').replace('\n', ' ') for c in cells)+' |'
+    "A table of Markdown."
+    def line(cells): return '| '+' | '.join(map(in_cell, cells))+' |'
     return '\n'.join([line(head), '|'+'---|'*len(head), *map(line, rows)])
 
 def called(method:Method)->str:

@@ -20,6 +20,7 @@ from .machine import bf16_products, environment, find_device, peak_memory, proce
 from .processes import by_first, kept_by_all, meet, number, one_voice, share_of, wait
 from .models import find_model, model_name, quiet
 from .settings import Training, made, steps
+from .tasks import in_cell
 
 # %% ../nbs/10_job.ipynb #9e75fb44
 def once(f):
@@ -43,7 +44,7 @@ def in_rows(
     what:dict, # Part to words
 )->str: # Markdown
     "A table of two columns without a head."
-    return '\n'.join(['| | |','|---|---|', *(f'| {k} | {v} |' for k,v in what.items())])
+    return '\n'.join(['| | |','|---|---|', *(f'| {k} | {in_cell(v)} |' for k,v in what.items())])
 
 # %% ../nbs/10_job.ipynb #line0002
 def in_lines(

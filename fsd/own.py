@@ -24,7 +24,7 @@ from .sentences import cap, days, fill, films, hated, liked, noise, parts, two
 from .files import Table, of_dataset, of_frame, read_table, readers, suffix_of
 from .glue import GlueData, content, one_score, predicted
 from .kept import fingerprint
-from .tasks import Task, counted, tasks, unknown
+from .tasks import Task, counted, in_cell, tasks, unknown
 from .values import parse
 
 # %% ../nbs/02_own.ipynb #6e3a7269
@@ -228,7 +228,7 @@ def __repr__(self:OwnData)->str: return f'{self.where}; {self.read}'
 @patch
 def _repr_markdown_(self:OwnData)->str:
     counts = self.counts
-    body = [[str(label), *(f'{v:g}' for v in row)] for label,row in zip(counts.index, counts.values)]
+    body = [[in_cell(label), *(f'{v:g}' for v in row)] for label,row in zip(counts.index, counts.values)]
     table = '\n'.join(f"|{'|'.join(row)}|" for row in (['', *counts], ['---']*(1+counts.shape[1]), *body))
     return f'{self.where}\n\n{self.read}\n\n{table}'
 

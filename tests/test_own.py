@@ -303,6 +303,8 @@ def test_what_does_not_fit_is_said(fault):
     data,how,message = SPLITS[fault]
     with pytest.raises(ValueError, match=message): own_data(data, **how)
 
+def test_a_bar_in_a_name_stays_in_its_cell(): assert '\n|a\\|b|' in own_data(frame(label=['a|b','c']*5))._repr_markdown_()
+
 def test_files_that_are_not_there_are_said(tmp_path):
     for data,why in (tmp_path/'a.csv', 'a.csv is not there'), (tmp_path/'nowhere', f"^'{tmp_path}/nowhere' is no file and no folder here"), ('~nobody-of-this-name/a', 'is no file and no folder here'):
         with pytest.raises(FileNotFoundError, match=why): own_data(data)
