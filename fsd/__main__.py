@@ -14,8 +14,8 @@ from transformers.hf_argparser import string_to_bool
 from .experiment import Experiment
 from .methods import find_method, methods
 from .processes import leave, number
-from .settings import Settings
-from .tasks import task_names, unknown
+from .settings import Settings, unknown_task
+from .tasks import task_names
 from .values import unknown_parameter
 
 # %% ../nbs/20_command.ipynb #b7261ce8
@@ -64,7 +64,7 @@ def experiment(
     for name in ('--task','--method','--data'): first.add_argument(name, nargs='?')
     try:
         run,_ = first.parse_known_args(args)
-        if run.task and run.task not in task_names and not run.data: raise unknown('task', run.task, task_names)
+        if run.task and run.task not in task_names and not run.data: raise unknown_task(run.task)
         if run.method: find_method(run.method)
         given,rest = parser.parse_known_args(args)
         if rest: raise stray(args, rest)

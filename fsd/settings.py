@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['jobs', 'beside', 'of_rows', 'of_both', 'of_teachers', 'of_students', 'of_inherited', 'of_memories', 'Knobs',
-           'Training', 'Epochs', 'steps', 'read_blocks', 'Settings', 'shared_out', 'SquadSettings',
+           'Training', 'Epochs', 'steps', 'read_blocks', 'Settings', 'unknown_task', 'shared_out', 'SquadSettings',
            'CompressionSettings', 'check_file', 'by_hand', 'made', 'sections_of', 'resolve', 'kept_blocks', 'check_fit',
            'that_matter', 'new_names', 'from_released', 'to_released']
 
@@ -158,12 +158,15 @@ class Settings(Epochs, Knobs, Yours):
         self.check_task()
 
 # %% ../nbs/00_settings.ipynb #c2935eda
+def unknown_task(task:str)->ValueError:
+    "The error for a task that is not GLUE's and has no data."
+    return ValueError(f"{unknown('task', task, task_names)}; for data of your own give data= as well")
+
 @patch
 def check_task(self:Settings):
     "A `ValueError` for a task that is not GLUE's and has no data, and for words about data that are GLUE's."
     known = self.task in task_names
-    if not known and self.data in ('auto','hub','demo'):
-        raise ValueError(f"{unknown('task', self.task, task_names)}; for data of your own give data= as well")
+    if not known and self.data in ('auto','hub','demo'): raise unknown_task(self.task)
     for name,given in (said_of_own(self) if known else {}).items():
         raise ValueError(f"{name}={given!r} is for data of your own, and {self.task} is a task of GLUE")
 

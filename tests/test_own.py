@@ -510,7 +510,7 @@ def test_a_command_takes_own_data(tiny_own, outputs, capsys):
     exp = experiment(['--task','mine','--method','vkd','--data',str(example), *(str(a) for k,v in tiny_own.items() for a in (f'--{k}', v))])
     assert (exp.kind, exp.task.labels)==('own', ('negative','positive'))
     with pytest.raises(SystemExit): experiment(['--task','mine','--method','vkd'])
-    assert "unknown task 'mine'" in capsys.readouterr().err
+    assert 'for data of your own give data= as well' in capsys.readouterr().err
 
 def test_one_text_of_a_class_stays_to_be_learned_and_one_text_alone_is_refused():
     many = pd.concat([frame(), pd.DataFrame(dict(text=['Thanks.']*2, label='rare'))])
