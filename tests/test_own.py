@@ -493,7 +493,7 @@ def test_the_page_of_own_data_ends_in_its_first_cell_at_what_cannot_be_meant(giv
     assert 'found' not in names
 
 def test_the_page_of_own_data_reads_what_it_is_told_and_ends_with_long_pairs(tiny_own, outputs, tmp_path):
-    rows = [dict(nr=i, one=f'"the a of {i} '+'he she they '*40, two=f'is was {i*7%60} '+'not it '*40, mood=i%3, taste=i%2) for i in range(60)]
+    rows = [dict(nr=i, one=f'"the a of {i} '+'he she they '*40, two=f'is was {i*7%60} '+'not it '*40, mood=i%3 if i<60 else '', taste=i%2) for i in range(66)]
     (tmp_path/'pairs.tsv').write_text('\n'.join('\t'.join(map(str, r)) for r in ([*rows[0]], *(r.values() for r in rows))))
     told = dict(text='one', text_pair='two', label='mood', metric='macro_f1', share=.4, quotes='no')
     on_its_page(names := {}, data=str(tmp_path/'pairs.tsv'), task='moods', methods='nods vkd', method='vkd', **told, **tiny_own)
@@ -501,6 +501,7 @@ def test_the_page_of_own_data_reads_what_it_is_told_and_ends_with_long_pairs(tin
     assert (found.task.official, found.task.labels, found.task.metrics)==(('one','two','mood'), ('0','1','2'), ('macro_f1',))
     assert found.counts.sum().tolist()==[36,24] and first.settings.lr==tiny_own['lr'] and first.settings.model==tiny_own['model']
     assert {e.data.fingerprint for e in (first, *choice.planned)}=={found.fingerprint}
+    assert (first.more, {e.settings.method:e.more for e in choice.planned})==(0, dict(nods=0, vkd=6)), 'rows whose label is empty'
     assert names['rows'].columns.tolist()==['text','text_pair'] and {len(r) for r in names['rows']['text'].str.split()}=={124}
     both,alone = (names['classify'](names['rows'].head(2)[c].to_dict('records'))[0]['score'] for c in (['text','text_pair'], ['text']))
     assert both!=alone, 'the second text is read, too'
