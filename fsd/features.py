@@ -374,7 +374,7 @@ def __call__(self:LiveTeacher, batch:Mapping[str,Tensor])->Features:
 class FlatRows:
     "Kept rows as a matrix (n, L·D), read when sliced; zeros after the end of a row."
     def __init__(self, teacher:KeptTeacher,
-        layer:int, # As in `fsd.models.layer_index`
+        layer:int, # As in `fsd.blocks.layer_index`
         device='cpu', # Where rows are given out
     ):
         self.teacher, self.length, self.device = teacher, int(teacher.lengths.max()), device
