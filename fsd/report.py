@@ -289,7 +289,7 @@ def save_table(
     "Write `frame` to `outputs()/'tables'`, the same bytes each time."
     if not re.fullmatch(r'\w[\w-]*', name):
         raise ValueError(f'name={name!r} cannot name a file of a table; use letters, digits, - and _')
-    csv = _flat(frame).to_csv(index=False, float_format='%.8g', lineterminator='\n')
+    csv = _flat(frame).infer_objects().to_csv(index=False, float_format='%.8g', lineterminator='\n')
     shown = frame if shown is None else shown
     if says: shown = _filled(shown)
     if turned: shown = shown.T.rename_axis('method')
