@@ -121,8 +121,7 @@ def headline(
     if 'fsd' in steps.index:
         r,live = steps.loc['fsd'],steps.ratio.reindex(['minilm']).dropna()
         rounds = f'{r.least:.2f} to {r.most:.2f} by the middle halves of the rounds'
-        long = f'about as long as one of `vkd` ({r.ratio:.2f} times; {rounds})' if r.least<1<r.most else (
-               f'{r.ratio:.2f} times as long as one of `vkd` ({rounds})')
         beside = ''.join(f'; one of `{m}`, which needs the teacher itself, {v:.2f} times' for m,v in live.items())
+        long = f'{r.ratio:.2f} times as long as one of `vkd` ({rounds})'
         said.append(f"With the teacher's features kept, a training step of `fsd` takes {long}{beside}.")
     return ' '.join(said)
