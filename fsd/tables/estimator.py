@@ -132,10 +132,12 @@ def lines(
 )->list[str]: # A line for each question that has pairs; none without a debiased run beside a biased one
     "What one sees of the questions, in words: points of the task's first metric ± standard error."
     a = answers(sides(found, task)).query('pairs>0')
-    def line(question, own):
+    def part(question, own):
         pairs = _between(own.pairs, '.0f')
         many = f"{counted(len(own), 'comparison')} of {pairs} {'pair' if pairs=='1' else 'pairs'}"
-        return f"{question}: {_between(own.lead, '+.1f')} ({many}); {_clear(question, own)}"
+        return f"{_between(own.lead, '+.1f')} ({many}); {_clear(question, own)}"
+    def line(question, own): # What was tested first
+        return f"{question}: {'; besides '.join(part(question, p) for p in (own[own.pairs>2], own[own.pairs<3]) if len(p))}"
     of = {q:line(q, own.droplevel(0)) for q,own in a.groupby(level=0, sort=False)}
     return [*of.values()] if next(iter(questions)) in of else []
 
