@@ -37,7 +37,7 @@ def _panel(ax, f:pd.DataFrame, measure:str, draws:int):
 def structure_figure(
     found:list[Run], # Of one model and padding; maybe none
     padding:str='masked', # Of the features that are compared
-    draws:int=2000,
+    draws:int=20_000,
 )->Figure:
     "Score against nearness, a row per task, a panel per measure."
     frame,told = points(found, padding),informative(found).informative

@@ -49,7 +49,7 @@ def spearman(
 def correlation(
     frame:pd.DataFrame, # Columns method, score and `measure`, of one task
     measure:str,
-    draws:int=2000,
+    draws:int=20_000, # Of fewer, the ends of an interval move by some hundredths from one set of draws to another
     least:int=4, # Methods below which nothing is said
 )->dict: # runs, rho, low, high (95 %), methods and within
     "How score and `measure` go together; `nan` for too few methods."
@@ -69,7 +69,7 @@ def correlation(
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
     padding:str='masked',
-    draws:int=2000,
+    draws:int=20_000,
 )->pd.DataFrame: # Rows (task, measure), columns runs, rho, low, high, methods, within
     "The rank correlation of score and nearness, task by task."
     found = comparable(found)

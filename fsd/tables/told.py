@@ -315,5 +315,6 @@ def premise(
     if not clear:
         return 'Over the students of a place the score clearly goes neither with nearness of features nor with agreement.'
     open_ = len(asked)>sum(map(len, clear.values()))
-    rest = f'; of {counted(len(asked), "question")} of this kind, the others are not clear' if open_ else ''
+    number = f'{counted(len(asked), "question")} of this kind, of which luck alone makes one in fifteen clear'
+    rest = f'; of {number}, the others are not clear' if open_ else ''
     return f'Over the students of a place the score goes, by rank correlation and 95 %, {said}{rest}.'
