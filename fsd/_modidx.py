@@ -874,6 +874,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'fsd.made._numbers': ('made.html#_numbers', 'fsd/made.py'),
                           'fsd.made._of_class': ('made.html#_of_class', 'fsd/made.py'),
                           'fsd.made._of_function': ('made.html#_of_function', 'fsd/made.py'),
+                          'fsd.made._pickled': ('made.html#_pickled', 'fsd/made.py'),
                           'fsd.made._word': ('made.html#_word', 'fsd/made.py'),
                           'fsd.made.code_of': ('made.html#code_of', 'fsd/made.py'),
                           'fsd.made.whole_code': ('made.html#whole_code', 'fsd/made.py')},

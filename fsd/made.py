@@ -6,7 +6,7 @@
 __all__ = ['code_of', 'whole_code']
 
 # %% ../nbs/01_made.ipynb #made0004
-import hashlib, sys, sysconfig
+import copyreg, hashlib, sys, sysconfig
 from functools import partial
 from pathlib import Path
 from types import FunctionType, MethodType, ModuleType
@@ -58,11 +58,21 @@ _held = {FunctionType: _of_function, MethodType: lambda o: [o.__func__, o.__self
          (set,frozenset): lambda o: sorted(o, key=repr), property: lambda o: [o.fget],
          (staticmethod,classmethod): lambda o: [o.__func__], type: _of_class}
 
+_plain = str,bytes,int,float,complex,type(None) # their `repr` says all
+
+def _pickled(o)->list:
+    "What pickling keeps of `o`, such as a path, a regular expression or a data type; nothing of what has a name or cannot be pickled."
+    if isinstance(o, _plain) or hasattr(o, '__qualname__'): return []
+    try: found = copyreg.dispatch_table.get(type(o), lambda o: o.__reduce_ex__(4))(o)
+    except Exception: return []
+    return [found] if isinstance(found, str) else [*found[1:3], *map(list, filter(None, found[3:]))]
+
 def _inside(o)->list:
     "What `o` holds that can make it another."
     for kind,held in _held.items():
         if isinstance(o, kind): return held(o)
-    return [type(o), vars(o)] if hasattr(o, '__dict__') and not isinstance(o, ModuleType) else []
+    if not hasattr(o, '__dict__'): return _pickled(o)
+    return [] if isinstance(o, ModuleType) else [type(o), vars(o)]
 
 # %% ../nbs/01_made.ipynb #made0012
 def _numbers(o)->str:
@@ -74,7 +84,7 @@ def _numbers(o)->str:
 def _word(o)->str:
     "What tells `o` from others of its kind, besides what it holds."
     if isinstance(o, FunctionType): return code_of(o)
-    if isinstance(o, (str,bytes,int,float,complex,type(None))): return repr(o)
+    if isinstance(o, _plain): return repr(o)
     if hasattr(o, 'tolist'): return _numbers(o)
     return getattr(o, '__qualname__', None) or getattr(o, '__name__', type(o).__qualname__)
 
