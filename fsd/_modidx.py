@@ -690,6 +690,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                            'fsd.given.WholeStudent.save_model': ('given.html#wholestudent.save_model', 'fsd/given.py'),
                            'fsd.given._as_live': ('given.html#_as_live', 'fsd/given.py'),
                            'fsd.given._depth': ('given.html#_depth', 'fsd/given.py'),
+                           'fsd.given._for_terms': ('given.html#_for_terms', 'fsd/given.py'),
                            'fsd.given._longest': ('given.html#_longest', 'fsd/given.py'),
                            'fsd.given._refuse': ('given.html#_refuse', 'fsd/given.py'),
                            'fsd.given.as_pair': ('given.html#as_pair', 'fsd/given.py'),

@@ -29,7 +29,7 @@ def _objective(method:str, student:nn.Module, teacher:nn.Module, length:int)->Ob
                 torch.randn(4, length, t.hidden_size), width_t=t.hidden_size)
     o = Objective(find_method(method), pair)
     check_pair(student, teacher, bool(o.compares_logits))
-    check_compared(o, student, teacher, length)
+    check_compared(o, pair, student, teacher, length)
     return o.to(plain(student).device)
 
 # %% ../nbs/11_families.ipynb #fam00007

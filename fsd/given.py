@@ -8,7 +8,7 @@ __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 
            'check_collator', 'Checked', 'pushing', 'Pushes', 'check_finished', 'WholeStudent']
 
 # %% ../nbs/10_given.ipynb #c3d40405
-import warnings
+import copy, warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +24,9 @@ from .rows import collate, listed, tokens
 from .blocks import check_length, depth, plain, positions
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
+from .passes import Features
 from .methods import Objective, check_shows, one_each
-from .terms import Method, Pair
+from .terms import Method, Pair, tried
 from .job import OneDevice
 from .together import check_processes
 from .pairs import check_evaluated, check_labels, check_lengths, check_padding, label_kind, missing_label, own_words
@@ -128,23 +129,31 @@ def check_arguments(
     refuse(hasattr(train_dataset, '__len__') and not len(train_dataset), "train_dataset has no rows")
 
 # %% ../nbs/10_given.ipynb #4fb968b2
+def _for_terms(f:Features)->Features:
+    "`f` as terms are given it, on the CPU and no coarser than single precision; each row twice, as some ask for a few."
+    def of(x):
+        if isinstance(x, dict): return {k:of(o) for k,o in x.items()}
+        x = torch.cat([x, x] if len(x)>1 else [x]).cpu()
+        return x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
+    return Features(**{k:of(x) for k,x in vars(f).items()})
+
 def check_compared(
     objective:Objective,
+    pair:Pair,          # That it was made of
     student:nn.Module,
     teacher:nn.Module|None=None,
     length:int=7, # Of rows, as far as both have positions
 ):
-    "A `ValueError` if a model cannot show what `objective` needs, or its terms cannot compare their attention."
+    "A `ValueError` if a model cannot show what `objective` needs, or if a term gives no number for a few made-up rows."
     length = min(length, *(positions(m) for m in (student, teacher) if isinstance(m, nn.Module)))
     s = check_shows(student, objective.needs_s, length)
     t = check_shows(teacher, objective.needs_t, length) if isinstance(teacher, nn.Module) else None
-    if t is None: return
-    t.mask = s.mask
-    for name in objective.compares_attention:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            try: objective.terms[name](s, t, None)
-            except ValueError as e:
-                raise ValueError(f'{name!r} cannot compare this student with its teacher: {e}') from None
+    if t is None and objective.uses_teacher: return
+    s,t = _for_terms(s),t and _for_terms(t)
+    if t: t.mask = s.mask
+    labels = torch.zeros(s.logits.shape if pair.several else len(s.logits), dtype=None if pair.several or pair.regression else int)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        for name,term in objective.terms.items(): tried(name, copy.deepcopy(term), s, t, labels)
 
 # %% ../nbs/10_given.ipynb #3e9d07f2
 def check_same_words(folder:str|Path, tokenizer):

@@ -330,7 +330,6 @@ class Objective(nn.Module):
         self.needs_s,self.needs_t = (frozenset().union(*n) for n in zip(*needs))
         self.uses_teacher = any(find_term(n).teacher for n in self.terms)
         self.reads_labels = [n for n in self.terms if find_term(n).labels]
-        self.compares_attention = [n for n,(s,_) in zip(self.terms, needs[1:]) if any(k not in ('hidden','cls') for k,_ in s)]
         self.compares_logits = [n for n,(_,t) in zip(self.terms, needs[1:]) if find_term(n).teacher and not t]
 
     def now(self, step:int, total:int)->dict[str,float]:

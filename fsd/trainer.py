@@ -72,7 +72,7 @@ class DistillationTrainer(Pushes, WholeStudent, SealingTrainer):
         self.teacher = as_teacher(teacher, self.objective, args)
         check_pair(model, self.teacher, bool(self.objective.compares_logits))
         shown,given = getattr(self.teacher, 'model', None),kwargs.pop('data_collator', None)
-        check_compared(self.objective, model, shown, args.max_length)
+        check_compared(self.objective, pair, model, shown, args.max_length)
         name_labels(model.config, shown.config if shown and self.objective.compares_logits else None, train_dataset)
         pads = (given,None) if given else paddings(model, self.teacher, args, self.objective, processing_class, pair.missing)
         known,classed = hasattr(train_dataset, '__len__'),'ce' in self.objective.terms and not pair.several

@@ -11,7 +11,7 @@ from fsd.features import LiveTeacher, keep_features
 from fsd.rows import collate
 from fsd.kept import seal, verify
 from fsd.losses import smoothed_ce
-from fsd.terms import Method
+from fsd.terms import Method, Term, terms
 from fsd.passes import forward
 from fsd.job import NonFinite
 from fsd.given import DistillationConfig
@@ -108,10 +108,27 @@ def test_kept_features_of_other_labels_or_another_padding_are_refused(make, teac
     (dict(conf=dict(max_grad_norm=None)), 'max_grad_norm=None is not a number; 0 clips nothing'),
     (dict(conf=dict(max_length=17), method='fsd_il'), 'max_length=17 is more than the 16 positions'),
     (dict(method='fsd_il', teacher=lambda batch: None), 'set teacher.depth to its number of blocks'),
+    (dict(method='fsd', memory=memory[...,:8]), "'global' cannot compare .*: features must be 8 wide"),
     (dict(student=tiny(2).half()), 'weights of the student are half precision'),
     (dict(conf=dict(learning_rate=1e-300)), 'learning_rate=1e-300 must be at least 1e-08')])
 def test_what_a_trainer_cannot_do_with_is_said_at_construction(make, given, words):
     with pytest.raises(ValueError, match=words): make(**given)
+
+@pytest.mark.parametrize('term, words', [
+    (lambda s,t,labels: (s.logits-t.logits).square().mean(1), r"gives torch.Size\(\[4\]\) for a batch, where a loss is one number"), (lambda s,t,labels: 0., 'gives 0.0'),
+    (lambda s,t: s.logits.sum(), 'takes 2 positional arguments'), (lambda s,t,labels: s.hidden[1].sum(), r'KeyError\(1\)')])
+def test_a_term_of_ones_own_that_gives_no_number_is_named_at_construction(make, monkeypatch, term, words):
+    monkeypatch.setitem(terms, 'mine', Term('a test', lambda pair: term))
+    with pytest.raises(ValueError, match=f"'mine' .*{words}"): make(Method('a test', '', {'ce':'1', 'mine':'1'}))
+
+def test_looking_at_a_term_of_ones_own_leaves_it_as_it_was(make, monkeypatch):
+    class Normed(torch.nn.BatchNorm1d):
+        def forward(self, s, t, labels): return (super().forward(s.logits)-t.logits).square().mean()
+    monkeypatch.setitem(terms, 'mine', Term('a test', lambda pair: Normed(2)))
+    t = make(Method('a test', '', {'ce':'1', 'mine':'1'}))
+    assert t.objective.terms['mine'].num_batches_tracked==0
+    t.train()
+    assert t.objective.terms['mine'].num_batches_tracked==3
 
 def test_plain_training_arguments_are_told_of_the_right_ones(tmp_path, teacher):
     with pytest.raises(TypeError, match='TrainingArguments, which has no temperature.*fsd.DistillationConfig'):
