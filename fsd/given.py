@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['check_rate', 'DistillationConfig', 'check_student', 'check_memory', 'check_arguments', 'check_compared',
            'check_same_words', 'read_teacher', 'as_pair', 'as_teacher', 'pad_of', 'paddings', 'check_read',
-           'check_collator', 'Checked', 'pushing', 'Pushes', 'check_finished', 'WholeStudent']
+           'check_collator', 'Checked', 'pushing', 'Pushes', 'check_finished', 'LooksAhead', 'WholeStudent']
 
 # %% ../nbs/10_given.ipynb #c3d40405
 import copy, warnings
@@ -272,7 +272,7 @@ def check_read(
     classes = models[0].config.num_labels
     if classed: check_labels(rows, classes)
     check_lengths(rows, collator.keywords['length'] or min(positions(m) for m in models if isinstance(m, nn.Module)))
-    check_evaluated(evaluated, classes)
+    check_evaluated(evaluated, classes, positions(models[0]))
 
 # %% ../nbs/10_given.ipynb #coll0002
 def check_collator(
@@ -331,6 +331,22 @@ def check_finished(model:nn.Module):
     if hasattr(plain(model), 'selection'):
         raise ValueError('this student still has its compactors, without which it would load as another; '
                          'w.finish().save_pretrained(folder) saves the small model, w being its `Inheritance`')
+
+class LooksAhead:
+    "A `Trainer` that names a row which it could not evaluate before it begins, and does not search for settings."
+    def _ahead(self, rows, name):
+        known = rows is None or rows is self.eval_dataset or isinstance(rows, str)
+        if self.to_longest and not known: check_evaluated(rows, self.model.config.num_labels, positions(self.model), name)
+    def get_eval_dataloader(self, eval_dataset=None):
+        self._ahead(eval_dataset, 'eval_dataset')
+        return super().get_eval_dataloader(eval_dataset)
+    def get_test_dataloader(self, test_dataset):
+        self._ahead(test_dataset, 'test_dataset')
+        return super().get_test_dataloader(test_dataset)
+    def hyperparameter_search(self, *args, **kwargs):
+        raise ValueError("hyperparameter_search would make new students behind the objective; make a DistillationTrainer in each trial: "
+                         "optuna.create_study().optimize(lambda trial: …, n_trials), where … makes a student and its "
+                         "DistillationConfig(…, beta=trial.suggest_float('beta', .01, 1)), trains, and gives evaluate()['eval_loss']")
 
 class WholeStudent:
     "A `Trainer` that saves what loads as it was, and keeps the columns that its teacher reads."

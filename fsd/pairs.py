@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['own_words', 'logits_per_row', 'check_padding', 'spelled', 'label_names', 'check_label_names', 'name_labels',
-           'check_apart', 'check_pair', 'label_kind', 'check_labels', 'missing_label', 'check_evaluated',
-           'check_lengths']
+           'check_apart', 'check_pair', 'label_kind', 'check_labels', 'missing_label', 'check_lengths',
+           'check_evaluated']
 
 # %% ../nbs/10_pairs.ipynb #be948232
 import re
@@ -194,22 +194,6 @@ def missing_label(
     print(f'{(~has).sum():,} of {len(has):,} training rows have no label: they take part in every term but that of the labels', flush=True)
     return {'single':-100, 'regression':float('nan')}.get(kind, [float('nan')]*classes)
 
-# %% ../nbs/10_pairs.ipynb #pai70002
-def check_evaluated(
-    rows,        # `eval_dataset`: rows, several sets of them by name, or nothing
-    classes:int, # C of the student
-    name:str='eval_dataset', # For the message
-):
-    "A `ValueError` unless all of `rows` have a label, one of the `classes`, or none has one."
-    if isinstance(rows, Mapping):
-        for k,o in rows.items(): check_evaluated(o, classes, f'{name}[{k!r}]')
-    elif _plain(rows) and len(rows) and (has := has_label(rows)).any():
-        if not has.all():
-            raise ValueError(f"{name}: {row_name(listed(rows), has.argmin())} has no label, and others have one; "
-                             "leave rows without a label out, to predict them by themselves")
-        try: check_labels(rows, classes)
-        except ValueError as e: raise ValueError(f'{name}: {e}') from None
-
 # %% ../nbs/10_pairs.ipynb #pai70005
 def _sizes(rows)->np.ndarray: # (N,)
     "How many `input_ids` each of `rows` has, padding included; 0 where they are no list."
@@ -230,3 +214,23 @@ def check_lengths(
     if n.max()<=most: return
     raise ValueError(f"{row_name(rows, over[n.argmax()])} has {n.max()} tokens, and {most} fit; "
                      f"cut rows when they are tokenised (truncation=True, max_length={most})")
+
+# %% ../nbs/10_pairs.ipynb #pai70002
+def check_evaluated(
+    rows,        # `eval_dataset`: rows, several sets of them by name, or nothing
+    classes:int, # C of the student
+    most:int,    # Tokens that it reads
+    name:str='eval_dataset', # For the message
+):
+    "A `ValueError` unless `rows` fit, and all have a label, one of the `classes`, or none has one."
+    if isinstance(rows, Mapping):
+        for k,o in rows.items(): check_evaluated(o, classes, most, f'{name}[{k!r}]')
+    elif _plain(rows) and len(rows):
+        try:
+            check_lengths(rows, most)
+            if not (has := has_label(rows)).any(): return
+            check_labels(rows, classes)
+        except ValueError as e: raise ValueError(f'{name}: {e}') from None
+        if not has.all():
+            raise ValueError(f"{name}: {row_name(listed(rows), has.argmin())} has no label, and others have one; "
+                             "leave rows without a label out, to predict them by themselves")

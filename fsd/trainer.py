@@ -32,11 +32,11 @@ from .processes import by_first, met, wait
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_collator,
+from .given import (Checked, LooksAhead, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_collator,
                        check_compared, check_memory, check_read, check_student, pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
-class DistillationTrainer(Pushes, WholeStudent, SealingTrainer):
+class DistillationTrainer(Pushes, LooksAhead, WholeStudent, SealingTrainer):
     """Distils a teacher into `model` by a method of `fsd.methods`; all else is as in transformers' `Trainer`.
 
     A teacher's folder is read in float32 whatever its files hold; a model is run in the precision that it has, and half

@@ -134,6 +134,9 @@ def test_plain_training_arguments_are_told_of_the_right_ones(tmp_path, teacher):
     with pytest.raises(TypeError, match='TrainingArguments, which has no temperature.*fsd.DistillationConfig'):
         DistillationTrainer(tiny(2), teacher, TrainingArguments(str(tmp_path), report_to='none'), 'vkd', None, rows)
 
+def test_a_search_for_settings_is_refused_with_the_way_that_works(make):
+    with pytest.raises(ValueError, match='make a DistillationTrainer in each trial: optuna'): make().hyperparameter_search(n_trials=1)
+
 def test_an_optimizer_holds_what_the_objective_learns_or_is_refused(make):
     s = tiny(2)
     with pytest.raises(ValueError, match='lacks learned.global.structure.memory_s'): make('fsd', s, optimizers=(torch.optim.AdamW(s.parameters()), None))
@@ -196,6 +199,14 @@ def test_missing_labels_are_named_before_the_first_step(make):
     with pytest.raises(ValueError, match="no column 'labels', only input_ids, attention_mask, idx, and ce needs it.*alpha=0"): t.train()
     assert same(before, weights(t)) and t.state.global_step==0
     assert 'eval_loss' not in t.evaluate() and t.predict(rows.remove_columns('labels')).predictions.shape==(24, 2)
+
+@pytest.mark.parametrize('other, words', [(dict(labels=None), 'row idx=9 has no label, and others have one'), (dict(labels=2), 'row idx=9 has the label 2'),
+                                          (dict(input_ids=[7]*17, attention_mask=[1]*17), 'row idx=9 has 17 tokens, and 16 fit')])
+def test_rows_that_could_not_be_evaluated_are_named_before_any_is(make, other, words):
+    wrong,t = [r | (other if r['idx']>8 else {}) for r in rows],make(conf=dict(per_device_eval_batch_size=9))
+    with pytest.raises(ValueError, match=f'eval_dataset: {words}'): make(eval_dataset=wrong)
+    with pytest.raises(ValueError, match=f'eval_dataset: {words}'): t.evaluate(wrong)
+    with pytest.raises(ValueError, match=f'test_dataset: {words}'): t.predict(wrong)
 
 @pytest.mark.parametrize('problem', ['multi_label_classification', None])
 def test_several_labels_are_learned_by_binary_losses(make, problem, tmp_path):
