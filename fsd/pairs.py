@@ -173,13 +173,14 @@ def check_labels(
     rows,        # Training data
     classes:int, # C of the student; with one, labels are scores
 ):
-    "A `ValueError` naming the first of `rows` whose label is none of the `classes`."
-    if classes<2 or (y := _whole_labels(rows)) is None: return
-    bad = (y<0) & (y!=-100) | (y>=classes)
-    if bad.any():
-        row = row_name(listed(rows), bad.argmax())
-        raise ValueError(f"{row} has the label {y[bad][0]}, and the student's classes are 0 to {classes-1}; "
-                         "give it num_labels to match, number the classes from 0, or give rows without an answer the label -100")
+    "A `ValueError` naming the first of `rows` whose label is none of the `classes`, or a score that would stand for none."
+    if (y := _whole_labels(rows)) is None: return
+    bad = (y<0) & (y!=-100) | (y>=classes)*(classes>1)
+    if not bad.any(): return
+    why = ("a whole number below 0, which stands for no label; give scores as floats" if classes<2 else
+           f"and the student's classes are 0 to {classes-1}; give it num_labels to match, number the classes from 0, "
+           "or give rows without an answer the label -100")
+    raise ValueError(f"{row_name(listed(rows), bad.argmax())} has the label {y[bad][0]}, {why}")
 
 # %% ../nbs/10_pairs.ipynb #pai60002
 def missing_label(
@@ -191,6 +192,7 @@ def missing_label(
     if not _plain(rows) or not len(rows): return None
     has = has_label(rows)
     if has.all() or not has.any(): return None
+    if kind=='regression': check_labels(rows, 1)
     print(f'{(~has).sum():,} of {len(has):,} training rows have no label: they take part in every term but that of the labels', flush=True)
     return {'single':-100, 'regression':float('nan')}.get(kind, [float('nan')]*classes)
 

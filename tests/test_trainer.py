@@ -208,6 +208,11 @@ def test_rows_that_could_not_be_evaluated_are_named_before_any_is(make, other, w
     with pytest.raises(ValueError, match=f'eval_dataset: {words}'): t.evaluate(wrong)
     with pytest.raises(ValueError, match=f'test_dataset: {words}'): t.predict(wrong)
 
+def test_whole_numbers_below_0_are_no_scores_in_silence(make):
+    scores = [r | dict(labels=r['idx']%5-2) for r in rows]
+    with pytest.raises(ValueError, match='row idx=0 has the label -2, a whole number below 0'): make('nods', tiny(2, num_labels=1), None, rows=scores, conf=dict(alpha=1))
+    make('nods', tiny(2, num_labels=1), None, rows=[r | dict(labels=float(r['labels'])) for r in scores]).train()
+
 @pytest.mark.parametrize('problem', ['multi_label_classification', None])
 def test_several_labels_are_learned_by_binary_losses(make, problem, tmp_path):
     s,t = tiny(2, num_labels=3, problem_type=problem),tiny(3, num_labels=3, seed=5)
