@@ -295,11 +295,19 @@ def check_collator(
 
 # %% ../nbs/10_given.ipynb #d3c70012
 class Checked:
-    "A collator whose batches have labels among the `classes`; a `ValueError` that names the row if one is not."
-    def __init__(self, collator, classes:int): self.collator,self.classes = collator,classes
+    "A collator of batches whose labels are classes, and whose rows begin where centroids do; a `ValueError` that names a row if not."
+    def __init__(self,
+        collator,
+        classes:int,          # That a term reads; labels are not looked at if there is but one
+        placed:bool=False,    # Whether a term compares rows with centroids, which begin with a token
+    ): self.collator,self.classes,self.placed = collator,classes,placed
+
     def __call__(self, rows):
         batch = self.collator(rows)
-        if (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
+        if self.classes>1 and (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
+        if self.placed and (m := batch.get('attention_mask')) is not None and (late := m[:,0]==0).any():
+            raise ValueError(f"row {late.int().argmax()} of a batch is padded before its first token, where centroids have theirs; "
+                             "pad at the end (tokenizer.padding_side='right')")
         return batch
 
 # %% ../nbs/10_given.ipynb #push0002

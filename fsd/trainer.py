@@ -137,9 +137,8 @@ def _collating(trainer, collator):
     finally: trainer.data_collator = usual
 
 def _in_training(trainer):
-    "Its collator, looking at labels and bringing kept features: on a device nobody asks for either."
-    collator = trainer.data_collator
-    if trainer.classes>1: collator = Checked(collator, trainer.classes)
+    "Its collator, looking at batches and bringing kept features: on a device nobody asks for either."
+    collator = Checked(trainer.data_collator, trainer.classes, any(find_term(n).memory for n in trainer.objective.terms))
     return Taught(collator, trainer.teacher) if hasattr(trainer.teacher, 'gather') else collator
 
 @patch

@@ -1,5 +1,6 @@
 "`DistillationTrainer` with what people hand to it: pairs, rows, arguments, checkpoints, each trained as meant or refused by name."
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 import pytest, torch
 from datasets import Dataset, Value
@@ -212,6 +213,13 @@ def test_whole_numbers_below_0_are_no_scores_in_silence(make):
     scores = [r | dict(labels=r['idx']%5-2) for r in rows]
     with pytest.raises(ValueError, match='row idx=0 has the label -2, a whole number below 0'): make('nods', tiny(2, num_labels=1), None, rows=scores, conf=dict(alpha=1))
     make('nods', tiny(2, num_labels=1), None, rows=[r | dict(labels=float(r['labels'])) for r in scores]).train()
+
+@pytest.mark.parametrize('method, refused', [('fsd', True), ('fsd_il', False)])
+def test_rows_padded_at_their_front_are_not_compared_with_centroids(make, method, refused):
+    def flipped(rs): return {k:v.flip(1) if v.ndim==2 else v for k,v in collate(0)(rs).items()}
+    t = make(method, data_collator=flipped, conf=dict(padding='masked'))
+    refuses = pytest.raises(ValueError, match="padded before its first token, where centroids have theirs.*padding_side='right'")
+    with refuses if refused else nullcontext(): t.train()
 
 @pytest.mark.parametrize('problem', ['multi_label_classification', None])
 def test_several_labels_are_learned_by_binary_losses(make, problem, tmp_path):
