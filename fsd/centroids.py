@@ -73,7 +73,7 @@ def centroids(
     teacher,     # A model, a `LiveTeacher`, a `KeptTeacher`, or one of these in `OtherWords`
     rows,        # Training data
     pair:Pair,
-    folder:str|Path, # Where they are kept
+    folder:str|Path, # Where they are kept, under a name that `push_to_hub` leaves out
     pad:int=0,   # Token that rows are padded with
     device='cpu',
     seed:int=42, # As `teacher_seed` is: one memory serves every student
@@ -94,7 +94,7 @@ def centroids(
         if number(): return # one process clusters what all have made
         np.save(tmp/'centroids.npy', clustered(said, layer, k, device, seed).centroids.numpy())
         shutil.rmtree(tmp/'said', ignore_errors=True)
-    there = kept_by_all(Path(folder)/f'memory-{fingerprint(**about)}', build, **about)
+    there = kept_by_all(Path(folder)/f'_memory-{fingerprint(**about)}', build, **about)
     memory = torch.from_numpy(np.load(there/'centroids.npy')).unflatten(1, (-1, pair.width_t or pair.width_s))
     print('memory: {} centroids of {} positions by {} numbers in'.format(*memory.shape), shown(there), flush=True)
     return memory
