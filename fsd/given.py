@@ -125,6 +125,9 @@ def check_arguments(
     refuse(parameter_groups and optimizers[0], "both optimizers and parameter_groups are given; pass one of them")
     refuse(not (parameter_groups is None or callable(parameter_groups)),
            "parameter_groups is a function, (lr, weight_decay) -> groups; for a list of groups, pass optimizers")
+    names = args.label_names
+    refuse(names and 'labels' not in names, f"label_names={names} lacks 'labels', the column that losses read; "
+                                            "let the rows, or the data_collator, call it so")
     refuse(args.max_grad_norm is None, "max_grad_norm=None is not a number; 0 clips nothing")
     refuse(hasattr(train_dataset, '__len__') and not len(train_dataset), "train_dataset has no rows")
 

@@ -110,6 +110,7 @@ def test_kept_features_of_other_labels_or_another_padding_are_refused(make, teac
     (dict(conf=dict(max_length=17), method='fsd_il'), 'max_length=17 is more than the 16 positions'),
     (dict(method='fsd_il', teacher=lambda batch: None), 'set teacher.depth to its number of blocks'),
     (dict(method='fsd', memory=memory[...,:8]), "'global' cannot compare .*: features must be 8 wide"),
+    (dict(conf=dict(label_names=['label'])), "label_names=.'label'. lacks 'labels'"),
     (dict(student=tiny(2).half()), 'weights of the student are half precision'),
     (dict(conf=dict(learning_rate=1e-300)), 'learning_rate=1e-300 must be at least 1e-08')])
 def test_what_a_trainer_cannot_do_with_is_said_at_construction(make, given, words):
