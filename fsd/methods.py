@@ -338,6 +338,11 @@ class Objective(nn.Module):
         def at(w): return w(step,total) if callable(w) else self.balance.of(w) if isinstance(w, Share) else w
         return {n: at(w)*share.get(n,1) for n,w in self.weights.items()}
 
+    def active(self, step:int, total:int)->dict[str,float]:
+        "Weight of each term that has one at `step` of `total`; of all terms where none has, for a loss of 0."
+        now = self.now(step, total)
+        return {n:w for n,w in now.items() if w!=0} or now
+
 # %% ../nbs/08_methods.ipynb #obj00fwd
 @patch
 def forward(self:Objective,
@@ -348,7 +353,7 @@ def forward(self:Objective,
     total:int=1,     # Number of steps
     whole:Callable|None=None, # `(name, term) -> scalar`, where these are a part of a batch, as in `fsd.together`
 )->tuple[Tensor,dict[str,Tensor]]: # The loss, and each active term's own value before weighting
-    now = self.now(step, total)
-    values = {n:whole(n, self.terms[n]) if whole else self.terms[n](s, t, labels) for n,w in now.items() if w!=0}
+    now = self.active(step, total)
+    values = {n:whole(n, self.terms[n]) if whole else self.terms[n](s, t, labels) for n in now}
     if self.schedule: self.schedule.note(step, {n:v.detach() for n,v in values.items()})
-    return weighed([now[n] for n in values], [*values.values()]), {n:v.detach() for n,v in values.items()}
+    return weighed([*now.values()], [*values.values()]), {n:v.detach() for n,v in values.items()}

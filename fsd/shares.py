@@ -59,8 +59,7 @@ def measured(
     step:int=0, total:int=1, # For weights over time
 )->dict[str,dict[str,float]]: # Term to `norm` and `pull`
     "`parts_of` what `objective` takes of a batch; a pass back for each term and one for their sum."
-    now = {n:w for n,w in objective.now(step, total).items() if w!=0}
-    return parts_of({n:w*objective.terms[n](s, t, labels) for n,w in now.items()}, weights)
+    return parts_of({n:w*objective.terms[n](s, t, labels) for n,w in objective.active(step, total).items()}, weights)
 
 # %% ../nbs/10_shares.ipynb #5a000012
 class Shares(TrainerCallback):

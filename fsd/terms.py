@@ -8,6 +8,7 @@ __all__ = ['terms', 'positions', 'of_states', 'methods', 'soft_labels', 'schedul
            'between_coordinates', 'tried', 'Method', 'weight', 'beside_vkd']
 
 # %% ../nbs/08_terms.ipynb #1230d32f
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 import torch
@@ -227,9 +228,16 @@ def _found(formula:str, said:dict)->float|Share:
     if isinstance(found, str) and not isinstance(found, Share): raise TypeError('a sum of shares')
     return found if isinstance(found, Share) else float(found)
 
+def _gives_numbers(over_time:Callable)->Callable:
+    for step in range(11):
+        try: found = float(over_time(step, 10))
+        except Exception as e: raise ValueError(f'a weight over time is a function of step and total; of {step} and 10 it is {e!r}') from e
+        if not math.isfinite(found): raise ValueError(f'a weight over time is a finite number; at step {step} of 10 it is {found}')
+    return over_time
+
 def weight(formula:str|float|Callable, knobs:Knobs)->float|Share|Callable:
-    "The number that a `formula` means under `knobs`, or the share; a weight over time stays a function."
-    if callable(formula): return formula
+    "The number that a `formula` means under `knobs`, or the share; a weight over time stays a function, once it gave numbers for ten steps."
+    if callable(formula): return _gives_numbers(formula)
     said = {f.name:getattr(knobs,f.name) for f in fields(Knobs)}
     shares = {k:Share.of(v.share, k) for k,v in said.items() if isinstance(v, Share)}
     try: return _found(str(formula), said|shares)

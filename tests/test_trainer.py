@@ -222,6 +222,13 @@ def test_rows_padded_at_their_front_are_not_compared_with_centroids(make, method
     refuses = pytest.raises(ValueError, match="padded before its first token, where centroids have theirs.*padding_side='right'")
     with refuses if refused else nullcontext(): t.train()
 
+def test_a_step_at_which_no_term_weighs_anything_moves_nothing(make):
+    def late(step, total): return float(step>0)
+    t = make(Method('a test', '', {'ce':late, 'kd':late}), conf=dict(max_steps=1, shares=1))
+    before = weights(t)
+    t.train()
+    assert same(before, weights(t)) and t.state.log_history[1]['loss']==0
+
 @pytest.mark.parametrize('problem', ['multi_label_classification', None])
 def test_several_labels_are_learned_by_binary_losses(make, problem, tmp_path):
     s,t = tiny(2, num_labels=3, problem_type=problem),tiny(3, num_labels=3, seed=5)
