@@ -21,6 +21,7 @@ from .glue import hub_says
 from .settings import Knobs, Settings
 from .values import allowed
 from .rows import collate, listed, tokens
+from .forms import lean
 from .blocks import check_length, depth, plain, positions
 from .models import check_vocabulary, find_model, load_tokenizer, quiet
 from .features import LiveTeacher
@@ -308,7 +309,8 @@ class Checked:
     def __call__(self, rows):
         batch = self.collator(rows)
         if self.classes>1 and (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
-        if self.placed and (m := batch.get('attention_mask')) is not None and (late := m[:,0]==0).any():
+        m = batch.get('attention_mask') if self.placed else None
+        if m is not None and not lean(m) and (late := m[:,0]==0).any():
             raise ValueError(f"row {late.int().argmax()} of a batch is padded before its first token, where centroids have theirs; "
                              "pad at the end (tokenizer.padding_side='right')")
         return batch
