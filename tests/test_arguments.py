@@ -11,8 +11,8 @@ from fsd.kept import newest_valid, verify
 def chapter():
     "What the trainer's chapter defines to try arguments with."
     names = {}
-    exec('from fsd.given import *\nfrom fsd.trainer import *\nfrom fsd.given import _refused, collate\nfrom fsd.trainer import Path, load_file, nn, torch, Trainer\n'
-         'from transformers import TrainerCallback, TrainingArguments\nfrom datasets import Dataset\nimport io, math, re, warnings', names)
+    exec('from fsd.given import *\nfrom fsd.trainer import *\nfrom fsd.given import _refused, collate\nfrom fsd.trainer import Path, load_file, nn, torch\n'
+         'from transformers import Trainer, TrainerCallback, TrainingArguments\nfrom datasets import Dataset\nimport io, math, re, warnings', names)
     for c in nbformat.read(root/'nbs/10_trainer.ipynb', 4).cells:
         if c.cell_type=='code' and c.id in ('22d42cc0', '1be95f30', '6c84d7a2', 'e3f0719b'): exec(c.source, names)
     return names
