@@ -10,8 +10,9 @@ from collections.abc import Iterable
 
 import numpy as np, pandas as pd
 
+from ..kept import outputs
 from ..paper import task_order
-from ..report import averaged, comparable, rates, reproduction, scores
+from ..report import averaged, below, comparable, rates, reproduction, scores
 from ..runs import Run
 from ..significance import holm, visible
 from .claims import judged, left
@@ -26,7 +27,8 @@ def both(
     model:str='all-minilm-l6-v2', # Short name of the encoder
 )->list[Run]: # Maybe none
     "FSD's forms of one encoder under both paddings and both estimators, by one teacher or several."
-    found = (reproduction(model, p, precision, also=('debiased','teacher_seed')) for precision in ('bf16','fp32') for p in _pads)
+    every,also = below(outputs()/'runs'),('debiased','teacher_seed')
+    found = (reproduction(model, p, k, also=also, among=every) for k in ('bf16','fp32') for p in _pads)
     return [o for each in found for o in each if o.method in forms]
 
 # %% ../../nbs/tables/estimator.ipynb #65000008
@@ -136,8 +138,9 @@ def lines(
         pairs = _between(own.pairs, '.0f')
         many = f"{counted(len(own), 'comparison')} of {pairs} {'pair' if pairs=='1' else 'pairs'}"
         return f"{_between(own.lead, '+.1f')} ({many}); {_clear(question, own)}"
-    def line(question, own): # What was tested first
-        return f"{question}: {'; besides '.join(part(question, p) for p in (own[own.pairs>2], own[own.pairs<3]) if len(p))}"
+    def line(question, own):
+        tested,few = own[own.pairs>2],own[own.pairs<3]
+        return f"{question}: {'; besides '.join(part(question, p) for p in (tested, few) if len(p))}"
     of = {q:line(q, own.droplevel(0)) for q,own in a.groupby(level=0, sort=False)}
     return [*of.values()] if next(iter(questions)) in of else []
 
