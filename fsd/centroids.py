@@ -40,7 +40,8 @@ def stand_in(
         if wrong: raise ValueError(f'the method looks at centroids, and {why}; pass memory=, or gamma_g=0')
     refuse(rows is None, 'there is no train_dataset that they could be of')
     refuse(not hasattr(rows, '__len__'), 'rows that come as a stream have none')
-    refuse(k.memory_size>len(rows), f'memory_size={k.memory_size} is more than the {len(rows)} training rows: set it lower')
+    refuse(k.memory_size>len(rows),
+           f'memory_size={k.memory_size} is more than the {len(rows)} training rows: set it lower')
     source,layer = getattr(teacher, 'teacher', teacher),compared(pair)[1]
     refuse(not isinstance(source, (nn.Module,LiveTeacher,KeptTeacher)), 'they are made of a model or of kept features')
     lacks = isinstance(source, KeptTeacher) and ('hidden', layer) not in source.needs

@@ -155,7 +155,8 @@ def check_compared(
     if t is None and objective.uses_teacher: return
     s,t = _for_terms(s),t and _for_terms(t)
     if t: t.mask = s.mask
-    labels = torch.zeros(s.logits.shape if pair.several else len(s.logits), dtype=None if pair.several or pair.regression else int)
+    shape = s.logits.shape if pair.several else len(s.logits)
+    labels = torch.zeros(shape, dtype=None if pair.several or pair.regression else int)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for name,term in objective.terms.items(): tried(name, copy.deepcopy(term), s, t, labels)
 
@@ -299,7 +300,7 @@ def check_collator(
 
 # %% ../nbs/10_given.ipynb #d3c70012
 class Checked:
-    "A collator of batches whose labels are classes, and whose rows begin where centroids do; a `ValueError` that names a row if not."
+    "A collator of batches with labels among the classes and rows that begin as centroids do; a `ValueError` names one that is not so."
     def __init__(self,
         collator,
         classes:int,          # That a term reads; labels are not looked at if there is but one
@@ -311,8 +312,8 @@ class Checked:
         if self.classes>1 and (y := batch.get('labels')) is not None: one_each(y, len(y), classes=self.classes)
         m = batch.get('attention_mask') if self.placed else None
         if m is not None and not lean(m) and (late := m[:,0]==0).any():
-            raise ValueError(f"row {late.int().argmax()} of a batch is padded before its first token, where centroids have theirs; "
-                             "pad at the end (tokenizer.padding_side='right')")
+            raise ValueError(f"row {late.int().argmax()} of a batch is padded before its first token, "
+                             "where centroids have theirs; pad at the end (tokenizer.padding_side='right')")
         return batch
 
 # %% ../nbs/10_given.ipynb #push0002
@@ -349,7 +350,8 @@ class LooksAhead:
     "A `Trainer` that names a row which it could not evaluate before it begins, and does not search for settings."
     def _ahead(self, rows, name):
         known = rows is None or rows is self.eval_dataset or isinstance(rows, str)
-        if self.to_longest and not known: check_evaluated(rows, self.model.config.num_labels, positions(self.model), name)
+        if self.to_longest and not known:
+            check_evaluated(rows, self.model.config.num_labels, positions(self.model), name)
     def get_eval_dataloader(self, eval_dataset=None):
         self._ahead(eval_dataset, 'eval_dataset')
         return super().get_eval_dataloader(eval_dataset)
@@ -357,9 +359,10 @@ class LooksAhead:
         self._ahead(test_dataset, 'test_dataset')
         return super().get_test_dataloader(test_dataset)
     def hyperparameter_search(self, *args, **kwargs):
-        raise ValueError("hyperparameter_search would make new students behind the objective; make a DistillationTrainer in each trial: "
-                         "optuna.create_study().optimize(lambda trial: …, n_trials), where … makes a student and its "
-                         "DistillationConfig(…, beta=trial.suggest_float('beta', .01, 1)), trains, and gives evaluate()['eval_loss']")
+        raise ValueError("hyperparameter_search would make new students behind the objective; make a DistillationTrainer "
+                         "in each trial: optuna.create_study().optimize(lambda trial: …, n_trials), where … makes a "
+                         "student and its DistillationConfig(…, beta=trial.suggest_float('beta', .01, 1)), trains, "
+                         "and gives evaluate()['eval_loss']")
 
 class WholeStudent:
     "A `Trainer` that saves what loads as it was, and keeps the columns that its teacher reads."

@@ -61,7 +61,7 @@ _held = {FunctionType: _of_function, MethodType: lambda o: [o.__func__, o.__self
 _plain = str,bytes,int,float,complex,type(None) # their `repr` says all
 
 def _pickled(o)->list:
-    "What pickling keeps of `o`, such as a path, a regular expression or a data type; nothing of what has a name or cannot be pickled."
+    "What pickling keeps of `o`, such as a path or a regular expression; nothing of what has a name or cannot be pickled."
     if isinstance(o, _plain) or hasattr(o, '__qualname__'): return []
     try: found = copyreg.dispatch_table.get(type(o), lambda o: o.__reduce_ex__(4))(o)
     except Exception: return []

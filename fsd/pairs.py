@@ -173,7 +173,7 @@ def check_labels(
     rows,        # Training data
     classes:int, # C of the student; with one, labels are scores
 ):
-    "A `ValueError` naming the first of `rows` whose label is none of the `classes`, or a score that would stand for none."
+    "A `ValueError` naming the first of `rows` whose label is none of the `classes`, or a score that reads as none."
     if (y := _whole_labels(rows)) is None: return
     bad = (y<0) & (y!=-100) | (y>=classes)*(classes>1)
     if not bad.any(): return

@@ -89,8 +89,8 @@ def compared_states(pair:Pair)->tuple[set,set]:
     """
     l_s,l_t = compared(pair)
     if not l_s:
-        raise ValueError(f"structures would compare the student's embeddings (it has {counted(pair.depth_s, 'block')}) with "
-                         f"block {l_t} of the teacher's {pair.depth_t}, and teach no block of it; "
+        raise ValueError(f"structures would compare the student's embeddings (it has {counted(pair.depth_s, 'block')}) "
+                         f"with block {l_t} of the teacher's {pair.depth_t}, and teach no block of it; "
                          "take a student of 2 or more, a higher layer, or a method that compares logits")
     return {('hidden',l_s)}, {('hidden',l_t)}
 
@@ -231,12 +231,14 @@ def _found(formula:str, said:dict)->float|Share:
 def _gives_numbers(over_time:Callable)->Callable:
     for step in range(11):
         try: found = float(over_time(step, 10))
-        except Exception as e: raise ValueError(f'a weight over time is a function of step and total; of {step} and 10 it is {e!r}') from e
-        if not math.isfinite(found): raise ValueError(f'a weight over time is a finite number; at step {step} of 10 it is {found}')
+        except Exception as e:
+            raise ValueError(f'a weight over time is a function of step and total; of {step} and 10 it is {e!r}') from e
+        if not math.isfinite(found):
+            raise ValueError(f'a weight over time is a finite number; at step {step} of 10 it is {found}')
     return over_time
 
 def weight(formula:str|float|Callable, knobs:Knobs)->float|Share|Callable:
-    "The number that a `formula` means under `knobs`, or the share; a weight over time stays a function, once it gave numbers for ten steps."
+    "The number that a `formula` means under `knobs`, or the share; a weight over time that gives numbers stays a function."
     if callable(formula): return _gives_numbers(formula)
     said = {f.name:getattr(knobs,f.name) for f in fields(Knobs)}
     shares = {k:Share.of(v.share, k) for k,v in said.items() if isinstance(v, Share)}

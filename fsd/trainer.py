@@ -32,8 +32,9 @@ from .processes import by_first, met, wait
 from .shares import Shares
 from .sides import at_hand
 from .beside import attached, check_optimizer, data_of, detached, digits_of, teacher_of, within
-from .given import (Checked, LooksAhead, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher, check_arguments, check_collator,
-                       check_compared, check_memory, check_read, check_student, pad_of, paddings, read_teacher)
+from .given import (Checked, LooksAhead, Pushes, WholeStudent, DistillationConfig, as_pair, as_teacher,
+                       check_arguments, check_collator, check_compared, check_memory, check_read, check_student,
+                       pad_of, paddings, read_teacher)
 
 # %% ../nbs/10_trainer.ipynb #6cbb055a
 class DistillationTrainer(Pushes, LooksAhead, WholeStudent, SealingTrainer):
@@ -138,7 +139,8 @@ def _collating(trainer, collator):
 
 def _in_training(trainer):
     "Its collator, looking at batches and bringing kept features: on a device nobody asks for either."
-    collator = Checked(trainer.data_collator, trainer.classes, any(find_term(n).memory for n in trainer.objective.terms))
+    placed = any(find_term(n).memory for n in trainer.objective.terms)
+    collator = Checked(trainer.data_collator, trainer.classes, placed)
     return Taught(collator, trainer.teacher) if hasattr(trainer.teacher, 'gather') else collator
 
 @patch
