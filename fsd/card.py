@@ -72,6 +72,7 @@ class Told:
     several:bool=False     # Whether a text may have several of them at once
     pairs:bool=False       # Whether two texts are compared
     length:int|None=None   # Tokens that are read, at most
+    reads:bool=True        # Whether its tokenizer is saved beside it
     task:str=''
     rows:dict=field(default_factory=dict)     # Split to number of rows
     scores:dict=field(default_factory=dict)   # Whose, split and metric to a fraction
@@ -136,20 +137,15 @@ def _use(c:Told)->str:
     one = "{'text':'One text.', 'text_pair':'Another.'}" if c.pairs else "'A text.'"
     gives = f"one of {', '.join(map(repr, c.labels))}" if c.labels else 'a score'
     cut = f"It reads {c.length} tokens at most; `truncation=True` cuts what is longer." if c.length else ''
-    return f"""## How to use it
-
-```python
+    lacks = '' if c.reads else ('**It was saved without a tokenizer**, so it cannot read texts yet: save the one that made its '
+                                'rows in its folder first, `tokenizer.save_pretrained(model)`.')
+    return '\n\n'.join(filter(None, ['## How to use it', lacks, f"""```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 model = {c.name!r}  # this folder, or its name on the hub
 classify = pipeline('text-classification', model, truncation=True)
 classify({one})  # {gives if not c.several else gives.replace('one', 'the best')}{', and how sure it is' if c.labels else ''}
-```
-
-{cut}
-
-```python
 student,tokenizer = AutoModelForSequenceClassification.from_pretrained(model),AutoTokenizer.from_pretrained(model)
-```"""
+```""", cut]))
 
 # %% ../nbs/15_card.ipynb #27e61eff
 def _costs(c:Told)->str:
@@ -390,7 +386,7 @@ def told_by(
     origin = next(filter(None, map(origin_of, places)), {})
     length = min(getattr(trainer.processing_class, 'model_max_length', None) or math.inf, positions(trainer.model))
     return Told(name=name, method=trainer.method, student=size_of(trainer.model), no_result=short, task=task,
-        weights=trainer.objective.weights, several=several,
+        weights=trainer.objective.weights, several=several, reads=trainer.processing_class is not None,
         labels=() if config.num_labels==1 else tuple(config.id2label[i] for i in range(config.num_labels)),
         length=None if length==math.inf else length, head=origin|head, **_said_of(trainer),
         last_logged=logged, beside=_beside(trainer) if logged else {},
