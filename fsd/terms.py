@@ -195,6 +195,8 @@ def tried(name:str, term, *batch):
     try: value = term(*batch)
     except Exception as e:
         why = e if isinstance(e, ValueError) else repr(e)
+        if isinstance(e, KeyError) and isinstance(e.args[0], int):
+            why = f'it reads block {e}, of which its needs ask for nothing'
         raise ValueError(f'{name!r} cannot compare this student with its teacher: {why}') from e
     found = getattr(value, 'shape', value)
     if found!=(): raise ValueError(f'{name!r} gives {found!r} for a batch, where a loss is one number')
