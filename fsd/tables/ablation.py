@@ -13,6 +13,7 @@ import numpy as np, pandas as pd
 from ..paper import table_rows, task_order
 from ..report import comparable, marked, scores
 from ..runs import Run
+from ..significance import informative
 from .glue import cell
 
 # %% ../../nbs/tables/table4_ablation.ipynb #09c9efac
@@ -38,19 +39,21 @@ def losses(
 
 # %% ../../nbs/tables/table4_ablation.ipynb #4a4731d9
 def _averages(part:pd.DataFrame, run:pd.Series)->pd.DataFrame:
-    "Two last rows for one variant: over all 13 numbers, and over those that were run of all variants."
+    "Two last rows for one variant: over all 13 numbers, and over those in `run`."
     hole = dict(se=np.nan, seeds=np.nan)
     rows = {('average','13 numbers'): dict(ours=part.ours.mean(skipna=False), **hole, paper=part.paper.mean()),
-            ('average','run of all'): dict(ours=part.ours[run].mean(), **hole, paper=part.paper[run].mean())}
+            ('average','where all ran'): dict(ours=part.ours[run].mean(), **hole, paper=part.paper[run].mean())}
     return pd.DataFrame(rows).T
 
 def make(
     found:Iterable[Run], # As from `fsd.report.reproduction`; maybe none
 )->pd.DataFrame: # Rows (task, metric), columns (variant, ours | se | seeds | paper)
     "Table 4, ours beside the paper's."
-    tidy,paper = scores(comparable(found)),paper_losses()
+    found,paper = comparable(found),paper_losses()
+    tidy,mute = scores(found),[t for t,told in informative(found).informative.items() if told is False]
     parts = {v:losses(tidy, v).reindex(paper.index).assign(paper=paper[v]) for v in variants}
     run = pd.DataFrame({v:o.ours.notna() for v,o in parts.items() if o.ours.notna().any()}, paper.index).all(axis=1)
+    run &= ~paper.index.isin(mute, level='task')
     out = pd.concat({v:pd.concat([o, _averages(o, run)]) for v,o in parts.items()}, axis=1)
     for v in variants: out[v,'seeds'] = out[v,'seeds'].astype('Int64')
     return out.rename_axis(['task','metric'])
