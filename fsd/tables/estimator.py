@@ -126,7 +126,7 @@ def _clear(question:str, a:pd.DataFrame)->str:
     def row(k, r): return f"{_of[k[1]]+', ' if len(questions[question])>4 else ''}{k[0]} ({r.lead:+.1f} ± {r.se:.1f})"
     if sure := [row(k, r) for k,r in a[a.p<.05].iterrows()]: return f'clear with {joined(sure)}'
     least = a['to see'].dropna()
-    return 'none is clear'+(f', {_between(least, ".1f")} would have been seen four times in five' if len(least) else '')
+    return 'none is clear'+(f' (80 % power from {_between(least, ".1f")} points on)' if len(least) else '')
 
 def lines(
     found:Iterable[Run], # As from `both`
@@ -137,10 +137,11 @@ def lines(
     def part(question, own):
         pairs = _between(own.pairs, '.0f')
         many = f"{counted(len(own), 'comparison')} of {pairs} {'pair' if pairs=='1' else 'pairs'}"
-        return f"{_between(own.lead, '+.1f')} ({many}); {_clear(question, own)}"
+        return f"{question}: {_between(own.lead, '+.1f')} ({many}); {_clear(question, own)}"
     def line(question, own):
         tested,few = own[own.pairs>2],own[own.pairs<3]
-        return f"{question}: {'; besides '.join(part(question, p) for p in (tested, few) if len(p))}"
+        if not len(tested) or not len(few): return part(question, own)
+        return f"{part(question, tested)}; in {len(few)} more, too few pairs to decide ({_between(few.lead, '+.1f')})"
     of = {q:line(q, own.droplevel(0)) for q,own in a.groupby(level=0, sort=False)}
     return [*of.values()] if next(iter(questions)) in of else []
 

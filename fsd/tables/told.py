@@ -141,8 +141,8 @@ def leads(
     if rival: said.append(f"{beside(place, 'fsd', rival)}, {place.best_words()}")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
-        said[-1] += (f', which is not clear over seeds: with {many} only a true lead of about {seen:.1f} points or more '
-                     'would be found clear among all claims, four times in five')
+        said[-1] += (f', which is not clear over seeds: with {many}, corrected for all claims, 80 % power begins at a '
+                     f'true lead of about {seen:.1f} points')
     elif n and n<3: said[-1] += f', which {many} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
@@ -185,8 +185,9 @@ def parts(
         d,low,high = lead(part.runs, whole.runs)
         return f'{d:+.1f} points{over(low, high)} on {p}, {part.each(v)}'
     said = map(beside_whole, of[v])
-    start = 'Of its parts' if any(min(gains(u))>0 for u in variants if of[u]) else 'No part of it is better throughout;'
-    return f"{start} `{v}` does best: beside the whole, {'; '.join(said)}."
+    better = any(min(gains(u))>0 for u in variants if of[u])
+    start = 'Of the forms with fewer structures' if better else 'No form with fewer structures is better throughout;'
+    return f"{start} `{v}` does best, beside `fsd` {'; '.join(said)}."
 
 # %% ../../nbs/tables/told.ipynb #7c000017
 def linked(place:Place, links:dict[str,str])->str:
@@ -229,25 +230,23 @@ def remembered(
              f'what it changes in the logits is {little} of what another seed changes')
     def seeds(r):
         return f'± {r.se:.1f} of standard error, {counted(int(r.seeds), "seed")}' if r.seeds>1 else 'one seed'
-    def alike(r): return f" at the same rate and weight of the labels, {r.score-r.gain:.1f}"*(r.without=='vkd')
+    def alike(r): return f" (run at its rate and weight of the labels: {r.score-r.gain:.1f})"*(r.without=='vkd')
     def gain(method, r):
-        return f"`{method}` at {r['share']:.0f} % {r.gain:+.1f} over `{r.without}`{alike(r)} ({seeds(r)})"
+        return f"`{method}` at {r['share']:.0f} % {r.gain:+.1f} over `{r.without}`{alike(r)}, {seeds(r)}"
     shares = {}
     for k,t,method,w,cka,r in rows:
         if 'share' in w: shares.setdefault(f'{cka}, on {place(k, t)}', []).append(gain(method, r))
-    more = [f'with a share of the gradient, {where}, points are: {joined(of)}' for where,of in shares.items()]
+    more = [f'with a share of the gradient, {where}, points are: {"; ".join(of)}' for where,of in shares.items()]
     return '; '.join([start, *more])+'.'
 
 # %% ../../nbs/tables/told.ipynb #7c000022
 def estimated(
     lines:dict[tuple[str,str],list[str]], # (encoder, task) to what `fsd.tables.estimator.lines` says
     links:dict[str,str]={}, # Encoder to where its table is
-)->str: # Empty if nothing was compared
+)->list[str]: # Empty if nothing was compared
     "What CKA without its bias, padding, and each structure change."
-    def one(k, t, said):
-        place = Place(k, t, [])
-        return f'On {linked(place, links)}, in points of {place.metric}, {"; ".join(said)}.'
-    return ' '.join(one(*who, said) for who,said in lines.items() if said)
+    where = {who:Place(*who, []) for who in lines}
+    return [f'On {linked(p, links)}, in points of {p.metric}, {line}.' for who,p in where.items() for line in lines[who]]
 
 # %% ../../nbs/tables/told.ipynb #7c00001c
 _near = {'CKA, debiased':('debiased CKA',''), **{k:(v,f' {w}') for k,(v,w) in relations.items()}}
@@ -292,7 +291,7 @@ def claims_told(
         return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
     parts = [f"supported: {n.get('supported', 0) or 'none'}{_borne_out(yes)}", f"reversed: {n.get('reversed', 0) or 'none'}",
              f"undecided: {n.get('undecided', 0) or 'none'}"]
-    if few: parts.append(f'with too few seeds, or without a spread: {few}')
+    if few: parts.append(f'undecidable (too few seeds, or no spread): {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
     return f"{tried}, {'; '.join(parts)}."
 
@@ -300,21 +299,20 @@ def claims_told(
 def premise(
     tables:dict[str,pd.DataFrame], # Encoder to what `fsd.tables.structure.make` says
     links:dict[str,str]={}, # Encoder to where its table is
-)->str: # Empty if no place has enough methods
+)->list[str]: # Empty if no place has enough methods
     "Where the score clearly goes with nearness of features, or with agreement of the answers, and where not."
     about = {'CKA, biased':'nearness by CKA', 'agreement':'agreement with the teacher',
              **{k:f'nearness by {v}{w}' for k,(v,w) in _near.items()}}
     asked = [(Place(k, t, []), about[m], r) for k,table in tables.items() for (t,m),r in table.iterrows()
              if m in about and not np.isnan(r.rho)]
-    if not asked: return ''
+    if not asked: return []
     clear = {}
     for p,w,r in asked:
         if r.low>0 or r.high<0: clear.setdefault(('with ' if r.low>0 else 'against ')+w, []).append((p, r))
     def one(p, r): return f'{linked(p, links)} ({r.rho:.2f}, {r.low:.2f} to {r.high:.2f})'
-    said = '; '.join(f'{w} on {joined(one(*o) for o in of)}' for w,of in clear.items())
     if not clear:
-        return 'Over the students of a place the score clearly goes neither with nearness of features nor with agreement.'
-    open_ = len(asked)>sum(map(len, clear.values()))
-    number = f'{counted(len(asked), "question")} of this kind, of which luck alone makes one in fifteen clear'
-    rest = f'; of {number}, the others are not clear' if open_ else ''
-    return f'Over the students of a place the score goes, by rank correlation and 95 %, {said}{rest}.'
+        return ['Over the students of a place the score clearly goes neither with nearness of features nor with agreement.']
+    n = sum(map(len, clear.values()))
+    return [f"Over the students of a place, {n} of {counted(len(asked), 'rank correlation')} of the score with nearness or "
+            f"agreement {'is' if n==1 else 'are'} clear (95 % without 0), of which chance alone makes one in fifteen:",
+            *(f'It goes {w} on {joined(one(*o) for o in of)}.' for w,of in clear.items())]
