@@ -1250,6 +1250,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                           'fsd.rows.tokens': ('rows.html#tokens', 'fsd/rows.py'),
                           'fsd.rows.unknown_share': ('rows.html#unknown_share', 'fsd/rows.py')},
             'fsd.runs': { 'fsd.runs.Run': ('runs.html#run', 'fsd/runs.py'),
+                          'fsd.runs.Run.__str__': ('runs.html#run.__str__', 'fsd/runs.py'),
                           'fsd.runs.Run._repr_markdown_': ('runs.html#run._repr_markdown_', 'fsd/runs.py'),
                           'fsd.runs.Run.arrays': ('runs.html#run.arrays', 'fsd/runs.py'),
                           'fsd.runs.Run.best': ('runs.html#run.best', 'fsd/runs.py'),

@@ -116,7 +116,7 @@ def from_hub(name:str)->ModelPath:
             path = check_vocabulary(check_folder(path))
         except Exception as e: why = e # also of the connection, which is no OSError
         else: return ModelPath(path, 'hub', f"{name} from {'the local cache' if cached else 'the hub'}")
-    hub = f'the hub did not give it: {hub_says(why)}' if hub_answers() else 'the hub cannot be reached'
+    hub = f'the hub did not give it: {hub_says(why)}' if hub_answers() else "the hub cannot be reached; 'offline' is a small BERT that needs none"
     raise FileNotFoundError(f'{name!r} is no folder and is not in the local cache, and {hub}')
 
 # %% ../nbs/04_models.ipynb #c526ad75

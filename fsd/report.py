@@ -353,17 +353,18 @@ def _by_itself(run:Run, scores:dict, found:dict)->pd.DataFrame:
 # %% ../nbs/17_report.ipynb #f7a7bb2d
 def beside_siblings(
     run:Run,
-)->pd.DataFrame: # Rows methods, columns (metric, 'ours'|'paper'); 'ours' says so where it is no result
+)->pd.DataFrame: # Rows methods, columns (metric, 'ours'|'paper')
     """Teacher, siblings and `run` beside the paper, in percent; NaN where there is no run or no published number.
 
-    Of data of one's own there is no paper: columns are the metrics and agreement with the teacher, and the first row
-    is the majority's.
+    What is no result has no paper beside it, and its columns say so. Nor have data of one's own: columns are the metrics
+    and agreement with the teacher, and the first row is the majority's.
     """
     found = siblings(run)
     ours = {'teacher':by_metric(run.teacher)} | {m:by_metric(o.scores) for m,o in found.items()}
     if run.task not in task_order: return _by_itself(run, ours, found)
-    kind = {'demo':'demo, no result', 'trials':'trial, no result'}.get(run.kind, 'ours')
-    return beside_paper(run.task, ours).rename(columns={'ours':kind}, level=1).rename_axis('method')
+    kind,table = {'demo':'demo', 'trials':'trial'}.get(run.kind),beside_paper(run.task, ours).rename_axis('method')
+    if not kind: return table
+    return table.loc[[*ours],(slice(None),'ours')].rename(columns={'ours':f'{kind}, no result'}, level=1)
 
 # %% ../nbs/17_report.ipynb #seen0002
 def _above(score:float, most:float, rows:int, metric:str)->str:

@@ -161,6 +161,9 @@ def _repr_markdown_(self:Run)->str:
                       '| percent | teacher | student, last epoch | student, best epoch |', '|---|---|---|---|',
                       *(row(split, metric) for split,o in self.scores.items() for metric in o)])
 
+@patch
+def __str__(self:Run)->str: return self._repr_markdown_()
+
 # %% ../nbs/12_runs.ipynb #b3efcbd1
 @contextmanager
 def _uncollected():

@@ -160,7 +160,7 @@ class Settings(Epochs, Knobs, Yours):
 # %% ../nbs/00_settings.ipynb #c2935eda
 def unknown_task(task:str)->ValueError:
     "The error for a task that is not GLUE's and has no data."
-    return ValueError(f"{unknown('task', task, task_names)}; for data of your own give data= as well")
+    return ValueError(f"{unknown('task', task, task_names)}; for data of your own give its data as well")
 
 @patch
 def check_task(self:Settings):

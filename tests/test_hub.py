@@ -108,6 +108,6 @@ print(json.dumps(found))
 def test_no_answer_is_said_at_once(tmp_path):
     code = "tell('model', find_model, 'me/tiny')\ntell('task', load, 'wnli', 'hub')\ntell('auto', load, 'wnli')\nprint(json.dumps(found))"
     found = told(code, 'http://127.0.0.1:9', tmp_path)
-    assert found['model']=="FileNotFoundError: 'me/tiny' is no folder and is not in the local cache, and the hub cannot be reached"
+    assert found['model']=="FileNotFoundError: 'me/tiny' is no folder and is not in the local cache, and the hub cannot be reached; 'offline' is a small BERT that needs none"
     assert found['task'].startswith('ConnectionError: nyu-mll/glue is not cached and http://127.0.0.1:9 is out of reach')
     assert "source='demo'" in found['auto']

@@ -433,8 +433,8 @@ def test_a_trial_of_own_data_is_a_trial(tiny_own, outputs):
 
 WRONG = {
     "unknown task 'ssst2'; did you mean 'sst2'?":dict(task='ssst2'),
-    "; for data of your own give data= as well":dict(task='mine'),
-    "give data= as well":dict(task='mine', data='demo'),
+    "; for data of your own give its data as well":dict(task='mine'),
+    "give its data as well":dict(task='mine', data='demo'),
     "unknown column label= 'sentimnt'; did you mean 'sentiment'":dict(task='mine', data=str(example), label='sentimnt'),
     "unknown metric 'acuracy'; did you mean 'accuracy'?":dict(task='mine', data=str(example), metric='acuracy'),
     "x.csv is not there":dict(task='mine', data='x.csv'),
@@ -511,7 +511,7 @@ def test_a_command_takes_own_data(tiny_own, outputs, capsys):
     exp = experiment(['--task','mine','--method','vkd','--data',str(example), *(str(a) for k,v in tiny_own.items() for a in (f'--{k}', v))])
     assert (exp.kind, exp.task.labels)==('own', ('negative','positive'))
     with pytest.raises(SystemExit): experiment(['--task','mine','--method','vkd'])
-    assert 'for data of your own give data= as well' in capsys.readouterr().err
+    assert 'for data of your own give its data as well' in capsys.readouterr().err
 
 def test_one_text_of_a_class_stays_to_be_learned_and_one_text_alone_is_refused():
     many = pd.concat([frame(), pd.DataFrame(dict(text=['Thanks.']*2, label='rare'))])

@@ -62,7 +62,7 @@ _looks = {'ce':('labels','#b5b5b5'), 'kd':('logits','#56b4e9'), 'intra':('intra'
 
 def _over_seeds(frame:pd.DataFrame)->pd.DataFrame: # Rows are places in the training, columns terms
     "Mean shares of one method; of each seed looks are joined by lines, and the last holds to the end."
-    at,terms = sorted({*frame['at'], 1.}),frame.term.unique()
+    at,terms = sorted({*frame['at'], 1.}),sorted(frame.term.unique(), key=lambda t: [*_looks, t].index(t))
     def joined(own):
         wide = own.pivot_table('share', 'at', 'term').reindex(columns=terms).fillna(0)
         return pd.DataFrame({t:np.interp(at, wide.index, wide[t]) for t in terms}, at)
