@@ -136,13 +136,12 @@ def centred_rows(
     w = shares(mask, dtype)[..., None]
     on = w!=0
     x = x.masked_fill(~on, 0)
-    mean = w.mT @ x
+    mean = (x * w).sum(1, keepdim=True) # a product's rounding grows with the number of samples
     return (x - mean) * on, mean, w
 
 def rounding(k, mean, weighted):
     "The norm, (b, 1, 1), below which the matrix `k` of samples of this `mean` is the rounding of its features."
-    n = k.shape[-1]
-    share = (4 * torch.finfo(k.dtype).eps)**2 * (n**-.5 if weighted else n**.5)
+    share = (4 * torch.finfo(k.dtype).eps)**2 * (1 if weighted else k.shape[-1])
     return torch.baddbmm(mean.new_empty(1, 1, 1), mean, mean.mT, beta=0, alpha=share)
 
 # %% ../nbs/05_forms.ipynb #leangram2
