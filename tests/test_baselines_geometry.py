@@ -2,6 +2,7 @@
 import pytest, torch
 import torch.nn.functional as F
 from fsd.baselines.geometry import fidelity, gram_distance, procrustes, roots, unit_gram
+from fsd.forms import lean_form
 
 D = torch.float64
 every = pytest.mark.parametrize('f', [procrustes, gram_distance])
@@ -59,6 +60,16 @@ def test_dtypes_and_autocast(f, dtype, want):
     with torch.autocast('cpu', dtype=torch.bfloat16): loss, g = grad(f, s, t)
     assert loss.dtype == want and g.dtype == dtype
     torch.testing.assert_close(loss, f(s, t), rtol=1e-6, atol=0)
+
+
+@every
+def test_the_lean_form_under_autocast_and_of_two_precisions(f):
+    torch.manual_seed(0)
+    s, t = torch.randn(5, 7, 4), torch.randn(5, 7, 9)
+    with lean_form():
+        loss = f(s, t)
+        with torch.autocast('cpu', dtype=torch.bfloat16): assert f(s, t) == loss
+        for o in ((s.double(), t), (s, t.double())): torch.testing.assert_close(f(*o), loss.double(), rtol=1e-4, atol=0)
 
 
 @every

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..cka import gram
-from ..forms import check, float_of, home, sums_of
+from ..forms import check, float_of, home, sums_of, uncast
 from ..losses import check_shapes, flat
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
@@ -42,12 +42,13 @@ def fidelity(
 )->Tensor: # Scalar
     "Sum of the singular values of $X^\\top Y$, from the Gram matrices of X and Y; NaN if they are not finite."
     check('Gram matrices must be square and of the same samples', k=(k, 'n n'), t=(t, 'n n'))
-    k, t = home(k), home(t.detach())
+    k, t = (home(o).to(torch.promote_types(k.dtype, t.dtype)) for o in (k, t.detach()))
     broken = ~(k.isfinite().all() & t.isfinite().all())
     k, t = k.nan_to_num(0, 0, 0), t.nan_to_num(0, 0, 0)
-    e, v = torch.linalg.eigh(t)
-    r = v * roots(e)
-    return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum().masked_fill(broken, torch.nan)
+    with uncast(k):
+        e, v = torch.linalg.eigh(t)
+        r = v * roots(e)
+        return roots(torch.linalg.eigvalsh(r.mT @ k @ r)).sum().masked_fill(broken, torch.nan)
 
 # %% ../../nbs/baselines/geometry.ipynb #c71d1ad0
 def procrustes(
