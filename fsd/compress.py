@@ -268,7 +268,8 @@ def loss(self:Compression, model)->float:
 @patch
 def frequencies(self:Compression)->float:
     "Held-out loss of word frequencies, and nothing else; a word that never came counts as if it had come once."
-    train,dev = ([t for r in rows for t in r[1:-1]] for rows in (self.rows, self.dev))
+    special = {*self.tokenizer.all_special_ids} # never masked
+    train,dev = ([t for r in rows for t in r if t not in special] for rows in (self.rows, self.dev))
     words = max(self.tokenizer.get_vocab().values())+1
     n = torch.bincount(torch.tensor(train), minlength=words).clamp(min=1)
     return -(n/n.sum()).log()[dev].mean().item()
