@@ -87,7 +87,8 @@ class CompactedLayerNorm(nn.LayerNorm):
             share = getattr(self.selection, self.of).to(float_of(x))
             x,share = x.to(share.dtype),share/share.sum()
             x = x - (x @ share)[...,None]
-            return x * (x.square() @ share + self.eps).rsqrt()[...,None] * self.weight + self.bias
+            x = x * (x.square() @ share + self.eps).rsqrt()[...,None] * self.weight + self.bias
+            return x.to(self.weight.dtype)
 
 # %% ../nbs/11_compactors.ipynb #8cda461d
 def _untie(model, decoder:nn.Linear):
