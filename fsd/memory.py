@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn, Tensor
 from torch.autograd.function import once_differentiable
 
-from .cka import cosine_to, gradient_of, hsic, linear_cka, structure_of, unit_structure
+from .cka import cosine_to, gradient_of, hsic, linear_cka, ratio, structure_of, unit_structure
 from .forms import check, exact_of, float_of, lean, uncast
 from .losses import check_reduction, check_shapes, mse, similarity_loss, unit
 
@@ -268,9 +268,7 @@ def _flat(self:GlobalStructure, h, mask, width):
 def _memory(self:GlobalStructure, mm, noise):
     "Equation 8 from the inner products of the student's memory."
     k,k_t = _steady(mm, noise),_steady(self.gram_t, _noise(self.rows_t)).to(mm)
-    kk,tt,kt = (hsic(*o, self.debiased) for o in ((k, k), (k_t, k_t), (k, k_t)))
-    none = (kk==0) | (tt==0)
-    cka = kt / (kk.masked_fill(none, 1).sqrt()*tt.masked_fill(none, 1).sqrt()) * ~none
+    cka = ratio(*(hsic(*o, self.debiased) for o in ((k, k_t), (k, k), (k_t, k_t))))
     return similarity_loss(cka, self.reduction, debiased=self.debiased)
 
 # %% ../nbs/07_memory.ipynb #leang5

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..cka import gram
 from ..forms import check, exact, float_of, lean
-from ..losses import check_shapes, flat, unit
+from ..losses import check_shapes, flat, mse, unit
 from ..terms import Term, beside_vkd, between_states, methods, terms
 
 # %% ../../nbs/baselines/relations.ipynb #9f256ed4
@@ -58,7 +58,7 @@ def sp(
     """
     check_shapes(h_s, h_t, mask)
     g_s, g_t = (unit(inner(flat(h, mask))) for h in (h_s, h_t.detach()))
-    return ((g_s - g_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
+    return mse(g_s, g_t).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #ce8c1c42
 def cosines(x:Tensor)->Tensor: # (n, n), float64
@@ -99,7 +99,7 @@ def cckd(
     if order<0 or order % 1:
         raise ValueError(f"order must be a whole number, at least 0, not {order}: a series has a first term")
     k_s, k_t = (gaussian(cosines(flat(h, mask)), gamma, order) for h in (h_s, h_t.detach()))
-    return ((k_s - k_t).square().sum() / max(1, len(h_s))**2).to(h_s.device, float_of(h_s, h_t))
+    return mse(k_s, k_t).to(h_s.device, float_of(h_s, h_t))
 
 # %% ../../nbs/baselines/relations.ipynb #f826683a
 def alignment(
