@@ -220,9 +220,9 @@ class GlobalStructure(nn.Module):
         super().__init__()
         check('memory_t must have shape (K, L, D)', memory_t=(memory_t, 'K L D'))
         k,l,d = memory_t.shape
-        if debiased and k<4:
-            raise ValueError(f"memory_size must be at least 4 if debiased, not {k}: "
-                             "fewer centroids have no debiased CKA")
+        if k<(least := 4 if debiased else 2):
+            raise ValueError(f"memory_size must be at least {least}{' if debiased' if debiased else ''}, not {k}: "
+                             "CKA of fewer centroids is not defined")
         if not 0<=gamma_m<=1: raise ValueError(f"gamma_m must lie between 0 and 1, not {gamma_m}")
         if width_s is not None and width_s<1: raise ValueError(f"width_s must be at least 1, not {width_s}")
         check_reduction(reduction)

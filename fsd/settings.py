@@ -54,7 +54,7 @@ class Knobs(Checked):
     layer:int|None = setting("the teacher's block whose hidden states structures compare; none is the one below its last",
                              low=1, before=None)
     shares:int = setting("times in a training that each term's share of the gradient is measured; 0 never", low=0)
-    memory_size:int = setting("number of centroids K", low=1)
+    memory_size:int = setting("number of centroids K", low=2)
     memory_procedure:str = setting("how the memory is clustered", choices=('kmeans','released'))
     memory_budget:int = setting("megabytes of features held at once while clustering", low=1)
 
