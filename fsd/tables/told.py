@@ -314,5 +314,5 @@ def premise(
         return ['Over the students of a place the score clearly goes neither with nearness of features nor with agreement.']
     n = sum(map(len, clear.values()))
     return [f"Over the students of a place, {n} of {counted(len(asked), 'rank correlation')} of the score with nearness or "
-            f"agreement {'is' if n==1 else 'are'} clear (95 % without 0), of which chance alone makes one in fifteen:",
-            *(f'It goes {w} on {joined(one(*o) for o in of)}.' for w,of in clear.items())]
+            f"agreement {'is' if n==1 else 'are'} clear (95 % without 0); by chance alone one in fifteen would be:",
+            *(f'The score goes {w} on {joined(one(*o) for o in of)}.' for w,of in clear.items())]
