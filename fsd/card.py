@@ -137,8 +137,8 @@ def _use(c:Told)->str:
     one = "{'text':'One text.', 'text_pair':'Another.'}" if c.pairs else "'A text.'"
     gives = f"one of {', '.join(map(repr, c.labels))}" if c.labels else 'a score'
     cut = f"It reads {c.length} tokens at most; `truncation=True` cuts what is longer." if c.length else ''
-    lacks = '' if c.reads else ('**It was saved without a tokenizer**, so it cannot read texts yet: save the one that made its '
-                                'rows in its folder first, `tokenizer.save_pretrained(model)`.')
+    lacks = '' if c.reads else ('**It was saved without a tokenizer**, so it cannot read texts yet: save the one that made '
+                                'its rows in its folder first, `tokenizer.save_pretrained(model)`.')
     return '\n\n'.join(filter(None, ['## How to use it', lacks, f"""```python
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 model = {c.name!r}  # this folder, or its name on the hub

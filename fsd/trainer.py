@@ -360,7 +360,8 @@ def save_model(self:DistillationTrainer, output_dir=None, _internal_call=False):
     folder = Path(output_dir or self.args.output_dir)
     if (folder/'README.md').exists() and not is_ours(folder): return
     with detached(self.model): write_card(told_by(self, folder.absolute().name), folder)
-    if self.processing_class is None: warnings.warn(f"saved in {folder} without a tokenizer, so it reads no text: give processing_class")
+    if self.processing_class is None:
+        warnings.warn(f"saved in {folder} without a tokenizer, so it reads no text: give processing_class")
 
 # %% ../nbs/10_trainer.ipynb #d3c70002
 @patch

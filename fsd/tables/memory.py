@@ -95,7 +95,8 @@ def seen(
         part = '' if np.isnan(r['share']) else f', {r["share"]:.2g} % of the gradient'
         far = of_seed(r)
         moved = '' if np.isnan(far) else f' It moves the logits by {far:.{0 if far>=10 else 1}f} % of what another seed does'
-        little = moved and (': next to nothing.' if far<10 else ': less than a seed.' if far<100 else ': more than a seed.')
+        much = 'next to nothing' if far<10 else 'less than a seed' if far<100 else 'more than a seed'
+        little = moved and f': {much}.'
         seeds,clear = int(r.seeds),r.seeds>1 and abs(r.gain)>=2*r.se>0
         gain = f"{r.gain:+.1f} points over `{r.without}`{f' (± {r.se:.1f})' if seeds>1 else ''}"
         sure = 'more than twice its standard error'+', though of few seeds'*(seeds<3) if clear else 'not clear'
