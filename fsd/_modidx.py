@@ -862,6 +862,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'fsd.machine._InFloat32.__torch_dispatch__': ('machine.html#_infloat32.__torch_dispatch__', 'fsd/machine.py'),
                              'fsd.machine._accelerator': ('machine.html#_accelerator', 'fsd/machine.py'),
                              'fsd.machine._git': ('machine.html#_git', 'fsd/machine.py'),
+                             'fsd.machine._instructions': ('machine.html#_instructions', 'fsd/machine.py'),
                              'fsd.machine._name_of': ('machine.html#_name_of', 'fsd/machine.py'),
                              'fsd.machine.arithmetic': ('machine.html#arithmetic', 'fsd/machine.py'),
                              'fsd.machine.bf16_products': ('machine.html#bf16_products', 'fsd/machine.py'),

@@ -57,6 +57,12 @@ def processes()->int:
         raise ValueError(f'WORLD_SIZE={said!r} is not a number of processes; unset it if there is one')
     return int(said)
 
+def _instructions()->str:
+    "Those of the CPU: what torch uses, AMX where it has products of bfloat16, and the limit that oneDNN is given."
+    amx = getattr(torch.cpu, 'get_capabilities', dict)().get('amx_bf16') # Not in torch 2.6
+    limit = os.environ.get('ONEDNN_MAX_CPU_ISA')
+    return torch.backends.cpu.get_cpu_capability()+' with AMX'*bool(amx)+(f', at most {limit}' if limit else '')
+
 def environment(
     device:str|torch.device|None=None, # Where the run computes; `find_device()` if None
 )->dict:
@@ -66,7 +72,7 @@ def environment(
     return dict(python=platform.python_version(), torch=torch.__version__, transformers=version('transformers'),
                 datasets=version('datasets'), fsd=fsd.__version__, commit=_git('rev-parse', 'HEAD'),
                 dirty=None if status is None else bool(status), device=_name_of(device),
-                capability=torch.backends.cpu.get_cpu_capability(), threads=torch.get_num_threads(),
+                capability=_instructions(), threads=torch.get_num_threads(),
                 processes=processes(), platform=platform.platform())
 
 # %% ../nbs/12_machine.ipynb #9b9d827e
