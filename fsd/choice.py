@@ -20,7 +20,7 @@ from .planned import check_plural, names, seeds_of, share_of, stages_of
 from .plans import Preset, Stage, find_preset
 from .report import outdated
 from .runs import Run
-from .significance import bootstrap_runs, draws_of, drawn_scores, logits_of, task_of
+from .significance import bootstrap_runs, draws_of, drawn_scores, exchanged, holm, logits_of, task_of
 from .tasks import counted
 
 # %% ../nbs/18_choice.ipynb #cho00006
@@ -32,12 +32,13 @@ def standing(
 )->pd.DataFrame: # Rows methods, best first
     """Scores by the metric that decides, in percent: how far behind the best, with the 95 % interval over rows.
 
-    `best in` is the share of draws, in percent, in which a method is the best.
+    `best in` is the share of draws, in percent, in which a method is the best; `p` is by `exchanged`, beside the best.
     """
     every = [o for os in found.values() for o in os]
     t,split = task_of(every[0]),split or next(iter(every[0].scores))
     logits,labels = logits_of(every, split)
-    of = np.repeat(np.eye(len(found)), [len(os) for os in found.values()], 0)
+    places = [len(os) for os in found.values()]
+    of = np.repeat(np.eye(len(found)), places, 0)
     first = replace(t, metrics=t.metrics[:1])
     def score(w): return drawn_scores(first, logits, labels, w)[t.metrics[0]] @ (of/of.sum(0))
     whole = score(np.ones((1, len(labels))))[0]
@@ -47,10 +48,16 @@ def standing(
     low,high = np.quantile(d, .025, 0),np.quantile(d, .975, 0)
     table = pd.DataFrame({t.metrics[0]:whole, 'behind':whole.max()-whole, 'least':-high, 'most':-low,
                           'best in':(top/top.sum(1, keepdims=True)).mean(0)}, list(found))
-    table = table.sort_values(t.metrics[0], ascending=False, kind='stable')
-    return (100*table).round(1).rename_axis('method') + 0. # no -0
+    table = (100*table).round(1) + 0. # no -0
+    own = dict(zip(found, np.split(logits, np.cumsum(places)[:-1])))
+    best = list(found)[whole.argmax()]
+    p = {m:exchanged(first, own[best], o, labels, draws, seed)[t.metrics[0]] for m,o in own.items() if m!=best}
+    order = np.argsort(-whole, kind='stable')
+    return table.assign(p=holm(pd.Series(p, dtype=float)).round(4)).iloc[order].rename_axis('method')
 
 # %% ../nbs/18_choice.ipynb #cho00010
+def _p(p:float)->str: return f'p {p:.3f}' if p>=.001 else 'p <.001'
+
 def advice(
     table:pd.DataFrame, # From `standing`
     rows:int, # That judged
@@ -62,8 +69,8 @@ def advice(
     if not top[metric]>round(majority, 1):
         return (f"**None is to be taken yet**: the best, `{best}`, has {metric} {top[metric]:.1f}, "
                 f"and the majority {majority:.1f}.")
-    clear = others.least>0
-    def one(m, r): return f'`{m}` ({r.behind:.1f} points, 95 % {r.least:.1f} to {r.most:.1f})'
+    clear = (others.least>0)&(others.p<.05)
+    def one(m, r): return f'`{m}` ({r.behind:.1f} points, 95 % {r.least:.1f} to {r.most:.1f}, {_p(r.p)})'
     def those(o): return ', '.join(one(m, r) for m,r in o.iterrows())
     said = [f"**Take `{best}`**: {metric} {top[metric]:.1f}, majority {majority:.1f}, on {counted(rows, 'held-out row')}; "
             f"in {top['best in']:.0f} % of draws of such rows it is the best of {len(table)}."]
@@ -216,5 +223,7 @@ def brought(run:Run)->str|None: # Markdown; None where no such row took part
     if d.low==d.high==0 and same_answers(run, other, split):
         return f"{took}: {score}, as without them; none of the {rows:,} answers changed."
     far = f"{abs(d.difference):.1f} points {'more' if d.difference>=0 else 'less'} than without them"
-    clear = '' if d.low>0 or d.high<0 else ', so not clearly'
-    return f"{took}: {score}, {far} (95 % over {rows:,} rows {d.low:.1f} to {d.high:.1f}{clear})."
+    (one,two),labels = logits_of([run, other], split)
+    p = exchanged(task_of(run), one[None], two[None], labels)[metric]
+    clear = '' if (d.low>0 or d.high<0) and p<.05 else ', so not clearly'
+    return f"{took}: {score}, {far} (95 % over {rows:,} rows {d.low:.1f} to {d.high:.1f}, {_p(p)}{clear})."

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['baselines', 'welch', 'spread', 'lead', 'printed', 'fits', 'recomputed', 'drawn_scores', 'draws_of', 'bootstrap',
-           'task_of', 'logits_of', 'bootstrap_runs', 'over_majority', 'informative', 'intervals', 'holm', 'error',
-           'visible']
+           'task_of', 'logits_of', 'bootstrap_runs', 'exchanged', 'over_majority', 'informative', 'intervals', 'holm',
+           'error', 'visible']
 
 # %% ../nbs/18_significance.ipynb #ef5f1bfc
 from collections.abc import Sequence
@@ -223,6 +223,27 @@ def bootstrap_runs(
             parts.append(bootstrap(t, both[:len(found)], both[len(found):], labels, draws).rename(name))
         else: parts.append(pd.DataFrame(np.nan, list(name.values()), ['difference','low','high','p']))
     return pd.concat(parts).rename_axis('metric')
+
+# %% ../nbs/18_significance.ipynb #few00002
+def exchanged(
+    task:str|Task,
+    logits:np.ndarray,   # The method's, (S, n, C), of S runs
+    logits_b:np.ndarray, # The other's, (S', n, C); of both, as many runs as the fewer take part
+    labels:np.ndarray,   # (n,)
+    draws:int=2000,
+    seed:int=0,
+)->dict[str,float]: # Metric to p, two-sided
+    "How probable so large a difference is if chance says which of two methods gives which answer (Noreen 1989)."
+    s,n,c = min(len(logits), len(logits_b)),len(labels),logits.shape[-1]
+    a,b = (np.asarray(l[:s], float) for l in (logits,logits_b))
+    def mean(o): return {m:v.reshape(-1, s).mean(1) for m,v in drawn_scores(task, o, labels, np.ones((1,n))).items()}
+    def apart(swap): # (B, n)
+        one,other = (mean(np.where(swap[:,None,:,None], y, x).reshape(-1, n, c)) for x,y in ((a,b),(b,a)))
+        return {m:np.abs(one[m]-other[m]) for m in one}
+    rng,step = np.random.default_rng(seed),max(1, 2_000_000//(s*n*c))
+    parts = [apart(rng.random((min(step, draws-i),n))<.5) for i in range(0, draws, step)]
+    whole = apart(np.zeros((1,n), bool))
+    return {m:(1+sum((p[m]>=v-1e-9).sum() for p in parts))/(1+draws) for m,v in whole.items()}
 
 # %% ../nbs/18_significance.ipynb #5f000002
 def over_majority(
