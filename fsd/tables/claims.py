@@ -115,7 +115,7 @@ def _rows(found:list[Run], task:str, padding:str)->Iterable[dict]:
         row = judged(of['fsd'], of[best], sign, where in ('Table 4','Table 7'))
         seeds = of['fsd'].index.intersection(of[best].index) if where=='Table 4' else None
         sides = [[o for o in found if o.method==m and (seeds is None or o.seed in seeds)] for m in ('fsd',best)]
-        yield {'task':task, 'what':what, 'paper':where, 'paper lead':paper_lead(task, where, tuple(there)), 'rate':at['fsd'],
+        yield {'task':task, 'what':what, 'paper':where, 'paper lead':paper_lead(task, where, rivals), 'rate':at['fsd'],
                'other':best, "other's rate":at[best], **row,
                'seen, sentences':by_sentences(*sides) if what=='score' else math.nan}
 

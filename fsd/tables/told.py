@@ -142,7 +142,7 @@ def leads(
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
         said[-1] += (f', which is not clear over seeds: with {many}, corrected for all claims, 80 % power begins at a '
-                     f'true lead of about {seen:.1f} points')
+                     f'true lead of at least about {seen:.1f} points')
     elif n and n<3: said[-1] += f', which {many} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
@@ -270,17 +270,21 @@ def features(
     if behind: said.append(f"behind {', and '.join(behind)}")
     return f"On {place} features of `fsd` are {'; '.join(said)}." if said else ''
 
-def _borne_out(yes:pd.DataFrame)->str:
+def _borne_out(yes:pd.DataFrame, most:dict[str,float])->str:
     "Which claims the rows `yes` are, in brackets."
+    def low(task, own):
+        if not (own["other's"]<most.get(task, 0)).all(): return ''
+        return f", {'which is' if len(own)<2 else 'both' if len(own)<3 else 'all'} below the most frequent label"
     def one(what, task, own):
         if what=='CKA, biased': return 'biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run'
-        return f'{what} beside {_methods(own.other)} on {tasks[task].folder}'
+        return f'{what} beside {_methods(own.other)} on {tasks[task].folder}'+(low(task, own) if what=='score' else '')
     said = dict.fromkeys(one(*k, own) for k,own in yes.groupby(['what','task'], sort=False))
     return f" ({'; '.join(said)})" if said else ''
 
 def claims_told(
     claimed:pd.DataFrame, # From `fsd.tables.claims.make`
     encoder:str, # Its short name
+    most:dict[str,float]={}, # Task to the percent that the most frequent label scores
 )->str: # Empty if none could be tried
     "How many of the paper's claims the runs of an encoder bear out."
     of_paper = claimed[claimed.claimed.astype(bool)]
@@ -289,7 +293,8 @@ def claims_told(
     few = int(sum(n.get(k, 0) for k in n.index.difference(['supported','reversed','undecided'])))
     if n.get('too few seeds', 0)==len(of_paper):
         return f"With {called(encoder)} none of {counted(few, 'claim')} of the paper can be decided yet: too few seeds."
-    parts = [f"supported: {n.get('supported', 0) or 'none'}{_borne_out(yes)}", f"reversed: {n.get('reversed', 0) or 'none'}",
+    parts = [f"supported: {n.get('supported', 0) or 'none'}{_borne_out(yes, most)}",
+             f"reversed: {n.get('reversed', 0) or 'none'}",
              f"undecided: {n.get('undecided', 0) or 'none'}"]
     if few: parts.append(f'undecidable (too few seeds, or no spread): {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
