@@ -332,14 +332,14 @@ def siblings(
     """Finished runs that differ from `run` in their method.
 
     They share its task, model, seed, data and training, have no losses changed by hand that `run` has not,
-    and would come out the same under today's `settings.ini`.
+    of several of a method the one that has most of its changes, and would come out the same under today's `settings.ini`.
     """
     losses = {f.name for f in fields(Knobs)} - {'max_length'}
-    def changed(o, in_losses):
-        return {k:v for k,v in o.record['overrides'].items() if (k in losses)==in_losses and k!='unlabelled'}
+    def changed(o, of): return {k:v for k,v in o.record['overrides'].items() if (k in losses)==of and k!='unlabelled'}
     def same(o): return o.task, o.model, o.seed, changed(o, False)
     def usual(o): return changed(o, True).items()<=run.record['overrides'].items()
-    others = (o for o in runs.find(kind=run.kind) if o.method!=run.method and same(o)==same(run) and usual(o))
+    others = [o for o in runs.find(kind=run.kind) if o.method!=run.method and same(o)==same(run) and usual(o)]
+    others.sort(key=lambda o: len(changed(o, True))) # of a method, the last stays
     return {o.method:o for o in others if _same_rows(o, run) and not outdated(o)} | {run.method:run}
 
 # %% ../nbs/17_report.ipynb #9b3087d8
