@@ -1349,6 +1349,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'fsd.significance._matthews': ('significance.html#_matthews', 'fsd/significance.py'),
                                   'fsd.significance._of_classes': ('significance.html#_of_classes', 'fsd/significance.py'),
                                   'fsd.significance._ranked': ('significance.html#_ranked', 'fsd/significance.py'),
+                                  'fsd.significance._said': ('significance.html#_said', 'fsd/significance.py'),
+                                  'fsd.significance._scored': ('significance.html#_scored', 'fsd/significance.py'),
                                   'fsd.significance.bootstrap': ('significance.html#bootstrap', 'fsd/significance.py'),
                                   'fsd.significance.bootstrap_runs': ('significance.html#bootstrap_runs', 'fsd/significance.py'),
                                   'fsd.significance.drawn_scores': ('significance.html#drawn_scores', 'fsd/significance.py'),

@@ -32,7 +32,8 @@ def standing(
 )->pd.DataFrame: # Rows methods, best first
     """Scores by the metric that decides, in percent: how far behind the best, with the 95 % interval over rows.
 
-    `best in` is the share of draws, in percent, in which a method is the best; `p` is by `exchanged`, beside the best.
+    `best in` is the share of draws, in percent, in which a method is the best; `p` is by `exchanged`,
+    of the best beside each over the seeds that both have, corrected by Holm; `nan` where they have none in common.
     """
     every = [o for os in found.values() for o in os]
     t,split = task_of(every[0]),split or next(iter(every[0].scores))
@@ -49,14 +50,17 @@ def standing(
     table = pd.DataFrame({t.metrics[0]:whole, 'behind':whole.max()-whole, 'least':-high, 'most':-low,
                           'best in':(top/top.sum(1, keepdims=True)).mean(0)}, list(found))
     table = (100*table).round(1) + 0. # no -0
-    own = dict(zip(found, np.split(logits, np.cumsum(places)[:-1])))
-    best = list(found)[whole.argmax()]
-    p = {m:exchanged(first, own[best], o, labels, draws, seed)[t.metrics[0]] for m,o in own.items() if m!=best}
+    best,p = list(found)[whole.argmax()],{}
+    by = dict(zip(((m, o.seed) for m,os in found.items() for o in os), logits))
+    for m in found:
+        seeds = [k for who,k in by if who==m!=best and (best,k) in by]
+        pair = [np.stack([by[who,k] for k in seeds]) for who in (best,m)] if seeds else None
+        if pair: p[m] = exchanged(first, *pair, labels, draws, seed)[t.metrics[0]]
     order = np.argsort(-whole, kind='stable')
     return table.assign(p=holm(pd.Series(p, dtype=float)).round(4)).iloc[order].rename_axis('method')
 
 # %% ../nbs/18_choice.ipynb #cho00010
-def _p(p:float)->str: return f'p {p:.3f}' if p>=.001 else 'p <.001'
+def _p(p:float)->str: return 'p <.001' if p<.001 else f'p {p:.4f}'
 
 def advice(
     table:pd.DataFrame, # From `standing`
@@ -223,7 +227,7 @@ def brought(run:Run)->str|None: # Markdown; None where no such row took part
     if d.low==d.high==0 and same_answers(run, other, split):
         return f"{took}: {score}, as without them; none of the {rows:,} answers changed."
     far = f"{abs(d.difference):.1f} points {'more' if d.difference>=0 else 'less'} than without them"
-    (one,two),labels = logits_of([run, other], split)
-    p = exchanged(task_of(run), one[None], two[None], labels)[metric]
+    pair,labels = logits_of([run, other] if d.difference>=0 else [other, run], split)
+    p = exchanged(task_of(run), pair[:1], pair[1:], labels)[metric]
     clear = '' if (d.low>0 or d.high<0) and p<.05 else ', so not clearly'
     return f"{took}: {score}, {far} (95 % over {rows:,} rows {d.low:.1f} to {d.high:.1f}, {_p(p)}{clear})."

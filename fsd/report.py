@@ -332,7 +332,7 @@ def siblings(
     """Finished runs that differ from `run` in their method.
 
     They share its task, model, seed, data and training, have no losses changed by hand that `run` has not,
-    of several of a method the one that has most of its changes, and would come out the same under today's `settings.ini`.
+    and would come out the same under today's `settings.ini`; of several of a method, the one nearest to `run`.
     """
     losses = {f.name for f in fields(Knobs)} - {'max_length'}
     def changed(o, of): return {k:v for k,v in o.record['overrides'].items() if (k in losses)==of and k!='unlabelled'}

@@ -135,6 +135,15 @@ def _of_classes(t, metric, pred, labels, w):
     return _classified(metric, pred, labels, w)
 
 # %% ../nbs/18_significance.ipynb #b2148b3c
+def _said(t:Task, logits)->np.ndarray: # (S, n)
+    "The class or the number that each run gives to each example."
+    logits = np.asarray(logits, float)
+    return logits.reshape(len(logits), -1) if t.regression else logits.argmax(-1)
+
+def _scored(t:Task, said, labels, w)->dict[str,np.ndarray]:
+    score = _correlated if t.regression else partial(_of_classes, t)
+    return {m:score(m, said, labels, w) for m in t.metrics}
+
 def drawn_scores(
     task:str|Task,
     logits:np.ndarray, # (S, n, C), of S runs
@@ -142,11 +151,8 @@ def drawn_scores(
     counts:np.ndarray, # (B, n), how often each example was drawn
 )->dict[str,np.ndarray]: # Metric to fractions, (B, S)
     "Official metrics of every run on every draw."
-    t,w = find_task(task),np.asarray(counts, float)
-    logits,labels = np.asarray(logits, float),np.asarray(labels)
-    if t.regression: pred,score = logits.reshape(len(logits), -1),_correlated
-    else: pred,score = logits.argmax(-1),partial(_of_classes, t)
-    return {m:score(m, pred, labels, w) for m in t.metrics}
+    t = find_task(task)
+    return _scored(t, _said(t, logits), np.asarray(labels), np.asarray(counts, float))
 
 # %% ../nbs/18_significance.ipynb #fe67864a
 def draws_of(
@@ -228,22 +234,24 @@ def bootstrap_runs(
 def exchanged(
     task:str|Task,
     logits:np.ndarray,   # The method's, (S, n, C), of S runs
-    logits_b:np.ndarray, # The other's, (S', n, C); of both, as many runs as the fewer take part
+    logits_b:np.ndarray, # The other's, (S, n, C), of as many
     labels:np.ndarray,   # (n,)
     draws:int=2000,
     seed:int=0,
-)->dict[str,float]: # Metric to p, two-sided
-    "How probable so large a difference is if chance says which of two methods gives which answer (Noreen 1989)."
-    s,n,c = min(len(logits), len(logits_b)),len(labels),logits.shape[-1]
-    a,b = (np.asarray(l[:s], float) for l in (logits,logits_b))
-    def mean(o): return {m:v.reshape(-1, s).mean(1) for m,v in drawn_scores(task, o, labels, np.ones((1,n))).items()}
-    def apart(swap): # (B, n)
-        one,other = (mean(np.where(swap[:,None,:,None], y, x).reshape(-1, n, c)) for x,y in ((a,b),(b,a)))
-        return {m:np.abs(one[m]-other[m]) for m in one}
-    rng,step = np.random.default_rng(seed),max(1, 2_000_000//(s*n*c))
-    parts = [apart(rng.random((min(step, draws-i),n))<.5) for i in range(0, draws, step)]
-    whole = apart(np.zeros((1,n), bool))
-    return {m:(1+sum((p[m]>=v-1e-9).sum() for p in parts))/(1+draws) for m,v in whole.items()}
+)->dict[str,float]: # Metric to p, two-sided; 1 where the method is not ahead
+    "How probable so large a lead is if chance says which of two methods gives which answer (Noreen 1989)."
+    if np.shape(logits)!=np.shape(logits_b):
+        raise ValueError(f'as many runs of both are compared, not {np.shape(logits)} and {np.shape(logits_b)}')
+    t,(s,n) = find_task(task),np.shape(logits)[:2]
+    a,b,labels,one = _said(t, logits),_said(t, logits_b),np.asarray(labels),np.ones((1,n))
+    def mean(said): return {m:v.reshape(-1, s).mean(1) for m,v in _scored(t, said.reshape(-1, n), labels, one).items()}
+    def lead(swap): # (B, n)
+        x,y = mean(np.where(swap[:,None], b, a)),mean(np.where(swap[:,None], a, b))
+        return {m:x[m]-y[m] for m in x}
+    rng,step = np.random.default_rng(seed),max(1, 2_000_000//(s*n))
+    parts = [lead(rng.random((min(step, draws-i),n))<.5) for i in range(0, draws, step)]
+    whole = lead(np.zeros((1,n), bool))
+    return {m:min(1., 2*(1+sum((p[m]>=v-1e-9).sum() for p in parts))/(1+draws)) for m,v in whole.items()}
 
 # %% ../nbs/18_significance.ipynb #5f000002
 def over_majority(

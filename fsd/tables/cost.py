@@ -121,7 +121,7 @@ def headline(
         said.append(f"FSD's losses are {span}, at BERT-base's shapes on one thread of a CPU.")
     if len(clusters):
         span = ' to '.join(dict.fromkeys(f'{v:.0f}' for v in (clusters.min(), clusters.max())))
-        said.append(f"k-means, timed once, is {span} times as fast as scikit-learn's.")
+        said.append(f"k-means, each of two ways timed once, is {span} times as fast as scikit-learn's.")
     if 'fsd' in steps.index:
         r,live = steps.loc['fsd'],steps.ratio.reindex(['minilm']).dropna()
         rounds = f'{r.least:.2f} to {r.most:.2f} by the middle halves of the rounds'

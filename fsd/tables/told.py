@@ -141,8 +141,8 @@ def leads(
     if rival: said.append(f"{beside(place, 'fsd', rival)}, {place.best_words()}")
     seen = np.nan if row is None else row['seen, seeds']
     if not np.isnan(seen):
-        said[-1] += (f', which is not clear over seeds: with {many}, corrected for all claims, 80 % power begins at a '
-                     f'true lead of at least about {seen:.1f} points')
+        said[-1] += (f', which is not clear over seeds: with {many}, corrected for all claims, 80 % power needs a '
+                     f'true lead of some {seen:.1f} points or more')
     elif n and n<3: said[-1] += f', which {many} cannot tell'
     return f"{start}: {', and '.join(said)}." if said else f'{start}.'
 
@@ -273,8 +273,8 @@ def features(
 def _borne_out(yes:pd.DataFrame, most:dict[str,float])->str:
     "Which claims the rows `yes` are, in brackets."
     def low(task, own):
-        if not (own["other's"]<most.get(task, 0)).all(): return ''
-        return f", {'which is' if len(own)<2 else 'both' if len(own)<3 else 'all'} below the most frequent label"
+        under = own.other[own["other's"]<most.get(task, 0)]
+        return f" ({_methods(under)} below the most frequent label)" if len(under) else ''
     def one(what, task, own):
         if what=='CKA, biased': return 'biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run'
         return f'{what} beside {_methods(own.other)} on {tasks[task].folder}'+(low(task, own) if what=='score' else '')
