@@ -1458,6 +1458,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'fsd.tables.estimator._way': ('tables/estimator.html#_way', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.answers': ('tables/estimator.html#answers', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.both': ('tables/estimator.html#both', 'fsd/tables/estimator.py'),
+                                      'fsd.tables.estimator.by_seed': ('tables/estimator.html#by_seed', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.lines': ('tables/estimator.html#lines', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.make': ('tables/estimator.html#make', 'fsd/tables/estimator.py'),
                                       'fsd.tables.estimator.seen': ('tables/estimator.html#seen', 'fsd/tables/estimator.py'),

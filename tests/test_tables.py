@@ -323,17 +323,17 @@ def test_the_estimator_speaks_of_tasks_and_seeds_that_have_both():
     def one(task, seed, score, debiased): return made_up(task, 'fsd_l', seed, score, overrides=dict(padding='masked', debiased=debiased))
     some = [one('rte', 0, .5, False), one('mrpc', 0, .5, False), one('mrpc', 1, .9, False), one('mrpc', 0, .6, True)]
     assert set(estimator.make(some).index.get_level_values('task'))=={'mrpc'}
-    assert estimator.seen(some).endswith('instead of biased: +10.0 (1 comparison of 1 pair); too few pairs to decide.')
+    assert estimator.seen(some).endswith('instead of biased: +10.0 (1 comparison of 1 seed); too few seeds to decide.')
 
-def test_the_estimator_compares_students_of_one_teacher_and_counts_the_pairs_of_all():
+def test_the_estimator_compares_students_of_one_teacher_and_counts_each_seed_once():
     def one(teacher, seed, debiased, score, precision='bf16'):
         chosen = dict(padding='masked', debiased=debiased, teacher_seed=teacher, precision=precision)
         return made_up('mrpc', 'fsd_i', seed, score, overrides=chosen, teacher=.8+teacher/1000-.05*(precision=='fp32'))
     some = [one(t, s, d, .4+t/500+.01*s+d*(.01+.001*s)) for t,seeds in ((42,(0,1)),(43,(2,3))) for s in seeds for d in (False,True)]
     alone = [one(43, 0, True, .9), one(42, 2, False, .1), one(42, 2, True, .9, 'fp32')] # no counterpart by the same teacher
     for found in (some, some+alone):
-        a = estimator.answers(estimator.sides(found, 'mrpc')).query('pairs>0')
-        assert len(a)==1 and a.pairs.item()==4 and a.lead.item()==pytest.approx(1.15) and 0<a.p.item()<.05
+        a = estimator.answers(estimator.sides(found, 'mrpc')).query('seeds>0')
+        assert len(a)==1 and a.seeds.item()==4 and a.lead.item()==pytest.approx(1.15) and 0<a.p.item()<.05
     theirs = estimator.make(some+alone)["teacher's"].groupby(level='teacher').first().round(1)
     assert theirs.to_dict()=={'42':84.2, '42 fp32':79.2, '43':84.3}
 
