@@ -274,7 +274,8 @@ def _borne_out(yes:pd.DataFrame, most:dict[str,float])->str:
     "Which claims the rows `yes` are, in brackets."
     def low(task, own):
         under = own.other[own["other's"]<most.get(task, 0)]
-        return f" ({_methods(under)} below the most frequent label)" if len(under) else ''
+        be = 'is' if len(under)==1 else 'are'
+        return f', of which {_methods(under)} {be} below the most frequent label' if len(under) else ''
     def one(what, task, own):
         if what=='CKA, biased': return 'biased CKA, which `fsd` trains, beside those of `nods`, `vkd` and `pkd` that were run'
         return f'{what} beside {_methods(own.other)} on {tasks[task].folder}'+(low(task, own) if what=='score' else '')
