@@ -38,8 +38,7 @@ def standing(
     every = [o for os in found.values() for o in os]
     t,split = task_of(every[0]),split or next(iter(every[0].scores))
     logits,labels = logits_of(every, split)
-    places = [len(os) for os in found.values()]
-    of = np.repeat(np.eye(len(found)), places, 0)
+    of = np.repeat(np.eye(len(found)), [len(os) for os in found.values()], 0)
     first = replace(t, metrics=t.metrics[:1])
     def score(w): return drawn_scores(first, logits, labels, w)[t.metrics[0]] @ (of/of.sum(0))
     whole = score(np.ones((1, len(labels))))[0]
@@ -49,15 +48,15 @@ def standing(
     low,high = np.quantile(d, .025, 0),np.quantile(d, .975, 0)
     table = pd.DataFrame({t.metrics[0]:whole, 'behind':whole.max()-whole, 'least':-high, 'most':-low,
                           'best in':(top/top.sum(1, keepdims=True)).mean(0)}, list(found))
-    table = (100*table).round(1) + 0. # no -0
-    best,p = list(found)[whole.argmax()],{}
+    table = table.sort_values(t.metrics[0], ascending=False, kind='stable')
+    best,p = table.index[0],{}
     by = dict(zip(((m, o.seed) for m,os in found.items() for o in os), logits))
     for m in found:
         seeds = [k for who,k in by if who==m!=best and (best,k) in by]
         pair = [np.stack([by[who,k] for k in seeds]) for who in (best,m)] if seeds else None
         if pair: p[m] = exchanged(first, *pair, labels, draws, seed)[t.metrics[0]]
-    order = np.argsort(-whole, kind='stable')
-    return table.assign(p=holm(pd.Series(p, dtype=float)).round(4)).iloc[order].rename_axis('method')
+    rounded = (100*table).round(1).rename_axis('method') + 0. # no -0
+    return rounded.assign(p=holm(pd.Series(p, dtype=float)).round(4))
 
 # %% ../nbs/18_choice.ipynb #cho00010
 def _p(p:float)->str: return 'p <.001' if p<.001 else f'p {p:.4f}'

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Place', 'places', 'mute', 'each', 'graded', 'verdict', 'beside', 'leads', 'around', 'others', 'parts', 'linked',
-           'by_rate', 'learning', 'remembered', 'estimated', 'claims_told', 'features', 'premise']
+           'by_rate', 'learning', 'remembered', 'estimated', 'features', 'claims_told', 'premise']
 
 # %% ../../nbs/tables/told.ipynb #7c000004
 from collections.abc import Iterable
@@ -248,6 +248,28 @@ def estimated(
     where = {who:Place(*who, []) for who in lines}
     return [f'On {linked(p, links)}, in points of {p.metric}, {line}.' for who,p in where.items() for line in lines[who]]
 
+# %% ../../nbs/tables/told.ipynb #7c00001c
+_near = {'CKA, debiased':('debiased CKA',''), **{k:(v,f' {w}') for k,(v,w) in relations.items()}}
+
+def _by_what(whats:Iterable[str])->str:
+    "Measures in words, those of one kind together."
+    of = {}
+    for v,w in map(_near.get, whats): of.setdefault(w, []).append(v)
+    return joined(joined(vs)+w for w,vs in of.items())
+
+def features(
+    place:Place,
+    claimed:pd.DataFrame, # From `fsd.tables.claims.make`
+)->str: # Empty if no difference is clear
+    "By what the features of FSD are nearer to the teacher's than those of every baseline run, and by what another's are."
+    own = claimed[(claimed.task==place.task) & claimed.what.isin(_near)]
+    near,far = (own[own.verdict.isin(v)] for v in (('ahead','supported'),('behind','reversed')))
+    them = 'any baseline' if len(place.rivals())==len(baselines) else _methods(place.rivals())
+    said = [f"nearer to the teacher's than those of {them} by {_by_what(near.what)}"] if len(near) else []
+    behind = [f'those of `{m}` by {_by_what(far.what[far.other==m])}' for m in dict.fromkeys(far.other)]
+    if behind: said.append(f"behind {', and '.join(behind)}")
+    return f"On {place} features of `fsd` are {'; '.join(said)}." if said else ''
+
 # %% ../../nbs/tables/told.ipynb #7c000024
 def _borne_out(yes:pd.DataFrame, most:dict[str,float])->str:
     "Which claims the rows `yes` are, in brackets."
@@ -279,28 +301,6 @@ def claims_told(
     if few: parts.append(f'undecidable (too few seeds, or no spread): {few}')
     tried = f"Of {counted(len(of_paper), 'claim')} of the paper that could be tried with {called(encoder)}"
     return f"{tried}, {'; '.join(parts)}."
-
-# %% ../../nbs/tables/told.ipynb #7c00001c
-_near = {'CKA, debiased':('debiased CKA',''), **{k:(v,f' {w}') for k,(v,w) in relations.items()}}
-
-def _by_what(whats:Iterable[str])->str:
-    "Measures in words, those of one kind together."
-    of = {}
-    for v,w in map(_near.get, whats): of.setdefault(w, []).append(v)
-    return joined(joined(vs)+w for w,vs in of.items())
-
-def features(
-    place:Place,
-    claimed:pd.DataFrame, # From `fsd.tables.claims.make`
-)->str: # Empty if no difference is clear
-    "By what the features of FSD are nearer to the teacher's than those of every baseline run, and by what another's are."
-    own = claimed[(claimed.task==place.task) & claimed.what.isin(_near)]
-    near,far = (own[own.verdict.isin(v)] for v in (('ahead','supported'),('behind','reversed')))
-    them = 'any baseline' if len(place.rivals())==len(baselines) else _methods(place.rivals())
-    said = [f"nearer to the teacher's than those of {them} by {_by_what(near.what)}"] if len(near) else []
-    behind = [f'those of `{m}` by {_by_what(far.what[far.other==m])}' for m in dict.fromkeys(far.other)]
-    if behind: said.append(f"behind {', and '.join(behind)}")
-    return f"On {place} features of `fsd` are {'; '.join(said)}." if said else ''
 
 # %% ../../nbs/tables/told.ipynb #7c000020
 def premise(
